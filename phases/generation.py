@@ -1,0 +1,306 @@
+"""Instructions, critique, responses, critique: rounds of data generation, shared by A and B.
+
+A round asks for lists of instructions, parses and screens them, lets the critic judge them,
+answers the accepted ones, cleans, and judges the pairs. Rounds go on until enough rows are kept
+and enough raw ones stand behind the rates. Every candidate keeps its fate, so that each rate can
+be recomputed from the rows.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from phases import clean, critic, prompts
+from phases.engines import Engine, Sampling
+from phases.records import Row, batch, chunks
+from runbook.contract import Json, PhaseRequest
+from runbook.text import NearDuplicates, normalise
+
+_NUMBERED: Final = re.compile(r"^\s*\d{1,3}\s*[.)]\s*(?P<text>\S.*)$")
+_ODD: Final = re.compile(r"[<>{}|\\]|_{2,}|https?:|###")
+
+
+class ListSampling(BaseModel):
+    """How lists of instructions are drawn."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lists_per_round: int = Field(ge=1)
+    max_new_tokens: int = Field(ge=4)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=1)
+    repetition_penalty: float = Field(ge=1)
+
+
+class GenerationParams(BaseModel):
+    """Parameters of data generation, of the pilot and of each shard."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    few_shot: str
+    held_out: str
+    target_kept: int = Field(ge=1)
+    raw_rows: int = Field(ge=1)
+    """Raw generations that must stand behind the rates, at the least."""
+    max_rounds: int = Field(ge=1)
+    instructions: ListSampling
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=1)
+    repetition_penalty: float = Field(ge=1)
+    margin: float = Field(ge=0)
+    """Smallest log-odds, in nats, that the instruction critic's 'good' needs to be confident."""
+    pair_margin: float = Field(ge=0)
+    near_duplicate: float = Field(gt=0, le=1)
+    """Jaccard index of word sets from which two instructions are near-duplicates."""
+
+
+@dataclass
+class Screen:
+    """What a new instruction must not repeat."""
+
+    exact: set[str]
+    near: NearDuplicates
+    held_out: NearDuplicates
+
+    def fate(self, text: str) -> str:
+        """'' where the instruction is new (it is then remembered), else why it is dropped."""
+        if self.held_out.find(text) is not None:
+            return "near_held_out"
+        if normalise(text) in self.exact:
+            return "duplicate"
+        if self.near.find(text) is not None:
+            return "near_duplicate"
+        self.exact.add(normalise(text))
+        self.near.add(text)
+        return ""
+
+
+def make_screen(bound: float, seen: Sequence[str], held_out: Sequence[str]) -> Screen:
+    """A screen that knows the few-shot texts, earlier rows and the held-out instructions."""
+    return Screen(
+        {normalise(t) for t in seen}, NearDuplicates(bound, seen), NearDuplicates(bound, held_out)
+    )
+
+
+def parse_instructions(continuation: str, *, cut_off: bool) -> list[str]:
+    """Single instructions of a continued numbered list.
+
+    The first line continues the cut number; the list ends at the first line without a number. The
+    last line of a generation that hit its limit is half an instruction and is left out.
+    """
+    lines = continuation.lstrip(" ").split("\n")
+    if cut_off:
+        lines = lines[:-1]
+    found = []
+    for index, line in enumerate(lines):
+        numbered = _NUMBERED.match(line)
+        text = numbered["text"] if numbered else line if index == 0 else ""
+        text = text.strip().strip('"').strip()
+        if not text:
+            break
+        found.append(text)
+    return [t for t in found if 8 <= len(t) <= 200 and not _ODD.search(t)]
+
+
+@dataclass(frozen=True)
+class Generator:
+    """One stream of rounds: the pilot, or one shard."""
+
+    request: PhaseRequest
+    engine: Engine
+    params: GenerationParams
+    shots: prompts.FewShot
+    screen: Screen
+    prefix: str
+    """Front of this stream's batch keys, e.g. ``shard-1/``."""
+
+    def run(self) -> list[Row]:
+        """Every candidate of every round, each with its fate."""
+        rows: list[Row] = []
+        for number in range(self.params.max_rounds):
+            rows += self._round(f"{self.prefix}round-{number:03d}", rows)
+            kept = sum(row["fate"] == "kept" for row in rows)
+            raw = sum("raw" in row for row in rows)
+            if kept >= self.params.target_kept and raw >= self.params.raw_rows:
+                break
+        return rows
+
+    def _round(self, key: str, before: Sequence[Row]) -> list[Row]:
+        kept = sum(row["fate"] == "kept" for row in before)
+        candidates = self._candidates(key, kept)
+        fresh = [row for row in candidates if not row["fate"]]
+        self._judge_instructions(f"{key}/instruction_critic", fresh, kept)
+        accepted = [row for row in fresh if not row["fate"]]
+        self._respond(f"{key}/responses", accepted, kept)
+        clean_rows = [row for row in accepted if not row["fate"]]
+        self._judge_pairs(f"{key}/pair_critic", clean_rows, kept)
+        return candidates
+
+    def _candidates(self, key: str, kept: int) -> list[Row]:
+        drawn = self.params.instructions
+        sampling = Sampling(
+            drawn.max_new_tokens,
+            drawn.temperature,
+            drawn.top_p,
+            drawn.top_k,
+            drawn.repetition_penalty,
+        )
+        size = self._batch_size
+        starts = range(0, drawn.lists_per_round, size)
+        found: list[Row] = []
+        for number, start in enumerate(starts):
+            count = min(size, drawn.lists_per_round - start)
+
+            def make(seed: int, count: int = count) -> list[Row]:
+                asked = [prompts.instruction_list_prompt(self.shots, seed + i) for i in range(count)]
+                made = self.engine.generate(asked, sampling, ("\n\n",), seed)
+                return [
+                    {"text": g.text, "tokens": g.tokens, "cut_off": g.hit_limit} for g in made
+                ]
+
+            rows = batch(self.request, f"{key}/lists/{number:04d}", make)
+            self._tell(f"{key} lists", number + 1, len(starts), rows, kept)
+            for row in rows:
+                for text in parse_instructions(row["text"], cut_off=row["cut_off"]):
+                    found.append({"instruction": text, "fate": self.screen.fate(text)})
+        return found
+
+    def _judge_instructions(self, key: str, rows: list[Row], kept: int) -> None:
+        def make(part: list[Row]) -> list[Row]:
+            texts = [row["instruction"] for row in part]
+            judged = critic.judge_instructions(self.engine, self.shots, texts, self.params.margin)
+            return [{"instruction_critic": c.to_dict()} for c in judged]
+
+        for row in self._each(key, rows, kept, lambda part, _seed: make(part)):
+            if not _keeps(row["instruction_critic"]):
+                row["fate"] = "rejected_instruction"
+
+    def _respond(self, key: str, rows: list[Row], kept: int) -> None:
+        p = self.params
+        sampling = Sampling(
+            p.max_new_tokens, p.temperature, p.top_p, p.top_k, p.repetition_penalty
+        )
+
+        def make(part: list[Row], seed: int) -> list[Row]:
+            asked = [prompts.response_prompt(self.shots, row["instruction"]) for row in part]
+            made = self.engine.generate(asked, sampling, clean.STOP_STRINGS, seed)
+            return [
+                {"raw": g.text, "tokens": g.tokens, "hit_limit": g.hit_limit, "seed": seed}
+                for g in made
+            ]
+
+        for row in self._each(key, rows, kept, make):
+            row.update(self._cleaned(row["raw"]))
+
+    def _cleaned(self, raw: str) -> Row:
+        done = clean.cut(raw)
+        facts: Row = {
+            "response": done.text,
+            "cut_by": done.cut_by,
+            "runaway": clean.is_runaway(done.text),
+            "residue": clean.has_residue(done.text),
+            "response_tokens": self.engine.count_tokens(done.text) if done.text else 0,
+            "fate": "",
+        }
+        if not done.text:
+            facts["fate"] = "empty_response"
+        elif facts["residue"] or clean.has_marker(done.text):
+            facts["fate"] = "residue"
+        elif facts["runaway"]:
+            facts["fate"] = "runaway"
+        return facts
+
+    def _judge_pairs(self, key: str, rows: list[Row], kept: int) -> None:
+        def make(part: list[Row]) -> list[Row]:
+            pairs = [(row["instruction"], row["response"]) for row in part]
+            judged = critic.judge_pairs(self.engine, self.shots, pairs, self.params.pair_margin)
+            return [{"pair_critic": c.to_dict()} for c in judged]
+
+        for row in self._each(key, rows, kept, lambda part, _seed: make(part)):
+            row["fate"] = "kept" if _keeps(row["pair_critic"]) else "rejected_pair"
+
+    def _each(
+        self, key: str, rows: list[Row], kept: int, make: Callable[[list[Row], int], list[Row]]
+    ) -> Iterator[Row]:
+        """Rows in batches of like length, each with what ``make`` found merged into it."""
+        ordered = sorted(rows, key=lambda r: (_length(r), r["instruction"]))
+        groups = chunks(ordered, self._batch_size)
+        for number, part in enumerate(groups):
+            made = batch(
+                self.request,
+                f"{key}/{number:04d}",
+                lambda seed, part=part: make(part, seed),  # type: ignore[misc]  # bound now
+            )
+            self._tell(key, number + 1, len(groups), made, kept)
+            for row, facts in zip(part, made, strict=True):
+                row.update(facts)
+                yield row
+
+    def _tell(self, stage: str, done: int, total: int, rows: list[Row], kept: int) -> None:
+        tokens = sum(int(row.get("tokens", 0)) for row in rows)
+        self.request.channel.progress(
+            stage=stage,
+            done=done,
+            total=total,
+            tokens=tokens,
+            kept=kept,
+            target=self.params.target_kept,
+        )
+
+    @property
+    def _batch_size(self) -> int:
+        return int(self.request.engine.get("batch_size", 32))
+
+
+def _length(row: Row) -> int:
+    return len(row["instruction"]) + len(row.get("response", ""))
+
+
+def _keeps(critique: Json) -> bool:
+    return bool(critique["is_good"] and critique["confident"])
+
+
+def to_record(
+    row: Row, request: PhaseRequest, engine: Engine, params: GenerationParams, sentinel: Json
+) -> Row:
+    """A kept candidate as a record of the dataset, with its provenance."""
+    return {
+        "instruction": row["instruction"],
+        "response": row["response"],
+        "prompt": prompts.evaluation_prompt(row["instruction"]),
+        "completion": prompts.completion(row["response"]),
+        "response_tokens": row["response_tokens"],
+        "instruction_critic": row["instruction_critic"],
+        "pair_critic": row["pair_critic"],
+        "metadata": {
+            **request.provenance,
+            **engine.stated(),
+            "model": request.model.get("name"),
+            "seed": row["seed"],
+            "step": request.step,
+            "attempt": request.attempt,
+            "sentinel": sentinel,
+            "generation": {
+                "max_new_tokens": params.max_new_tokens,
+                "temperature": params.temperature,
+                "top_p": params.top_p,
+                "top_k": params.top_k,
+                "repetition_penalty": params.repetition_penalty,
+                "few_shot_sha256": request.provenance.get("few_shot_sha256"),
+            },
+        },
+    }
+
+
+def held_out_instructions(path: Path) -> list[str]:
+    """The instructions that no training row may come near."""
+    from phases.verifiers import load_items  # noqa: PLC0415 - keeps this module's imports flat
+
+    return [item.instruction for item in load_items(path)]

@@ -1,0 +1,65 @@
+"""Step, phase A: 100 to 200 kept examples, with everything QC needs to judge them."""
+
+from pathlib import Path
+
+from phases import contamination, qc
+from phases.engines import Engine, open_engine
+from phases.generation import (
+    GenerationParams,
+    Generator,
+    held_out_instructions,
+    make_screen,
+    to_record,
+)
+from phases.prompts import load_few_shot, seen_instructions
+from phases.records import Row, parse_params
+from runbook.artifacts import describe, write_jsonl
+from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
+
+
+def run(request: PhaseRequest) -> PhaseResult:
+    """Return the artifacts ``dataset`` (kept records) and ``candidates`` (every row's fate)."""
+    params = parse_params(GenerationParams, request)
+    engine = open_engine(request)
+    sentinels, sentinel = read_sentinels(request, engine)
+    shots = load_few_shot(Path(params.few_shot))
+    screen = make_screen(
+        params.near_duplicate,
+        seen_instructions(shots),
+        held_out_instructions(Path(params.held_out)),
+    )
+    rows = Generator(request, engine, params, shots, screen, prefix="").run()
+    kept = [r for r in rows if r["fate"] == "kept"][: params.target_kept]
+    records = [to_record(row, request, engine, params, sentinel) for row in kept]
+    return finished(request, rows, records, sentinels)
+
+
+def read_sentinels(
+    request: PhaseRequest, engine: Engine
+) -> tuple[tuple[Metric, ...], dict[str, Json]]:
+    """The contamination readings before generation, as metrics and as records carry them."""
+    metrics, _ = contamination.measure(engine, str(request.model.get("family", "")))
+    reading = {m.name: m.value if m.value is None else round(m.value, 4) for m in metrics}
+    return metrics, reading
+
+
+def finished(
+    request: PhaseRequest, rows: list[Row], records: list[Row], sentinels: tuple[Metric, ...]
+) -> PhaseResult:
+    """Write dataset and candidates, measure them."""
+    dataset, candidates = request.output / "dataset.jsonl", request.output / "candidates.jsonl"
+    write_jsonl(candidates, rows)
+    write_jsonl(dataset, records)
+    evidence = candidates.relative_to(request.workspace).as_posix()
+    return PhaseResult(
+        metrics=(*qc.measure(rows, records, evidence), *sentinels),
+        artifacts=(
+            describe("dataset", dataset, request.workspace),
+            describe("candidates", candidates, request.workspace),
+        ),
+        tokens=sum(int(r.get("tokens", 0)) for r in rows),
+        summary={"qc": qc.summarise(rows, records)},
+        flagged=qc.flagged(rows),
+        judged_file="qc_summary.json",
+        samples=qc.sample(records, request.seed),
+    )

@@ -1,0 +1,143 @@
+"""Every prompt the base model sees, in completion form. Texts come from the few-shot file.
+
+Rule: no other module builds a prompt. A chat template is never used.
+"""
+
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from phases.clean import DELIMITER
+from runbook.errors import ConfigError
+
+SEEDS_SHOWN: Final = 6
+
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Pair(_Strict):
+    instruction: Text
+    response: Text
+
+
+class LabelledInstruction(_Strict):
+    text: Text
+    good: bool
+
+
+class LabelledPair(_Strict):
+    instruction: Text
+    response: Text
+    good: bool
+
+
+class FewShot(_Strict):
+    """The few-shot file: what the base model is shown."""
+
+    instructions: list[Text] = Field(min_length=SEEDS_SHOWN)
+    responses: list[Pair] = Field(min_length=1)
+    instruction_critic: list[LabelledInstruction] = Field(min_length=2)
+    pair_critic: list[LabelledPair] = Field(min_length=2)
+
+
+def load_few_shot(path: Path) -> FewShot:
+    """Read and check a few-shot file.
+
+    Raises:
+        ConfigError: not YAML, a wrong type or an unknown key, with the place in the file.
+    """
+    try:
+        document = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
+        return FewShot.model_validate(document)
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ConfigError(
+            f"the few-shot file cannot be read: {error}",
+            where=str(path),
+            fix="give it the four lists of specs/few_shot.yaml",
+        ) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(
+            f"{place}: {first['msg']}",
+            where=str(path),
+            fix="give it the four lists of specs/few_shot.yaml; quote words that YAML reads as "
+            "something else, like Yes or 7",
+        ) from error
+
+
+def instruction_list_prompt(shots: FewShot, seed: int) -> str:
+    """A numbered list of instructions, cut where the next one begins."""
+    shown = random.Random(seed).sample(shots.instructions, SEEDS_SHOWN)  # noqa: S311 - not secret
+    lines = "\n".join(f"{i}. {text}" for i, text in enumerate(shown, 1))
+    return (
+        "A list of short, clear and varied instructions, each of which anyone can answer in a few "
+        f"words:\n{lines}\n{SEEDS_SHOWN + 1}."
+    )
+
+
+def response_prompt(shots: FewShot, instruction: str) -> str:
+    """Few-shot pairs, each closed by the delimiter, then the instruction."""
+    shown = "".join(
+        f"{evaluation_prompt(p.instruction)} {p.response}\n{DELIMITER}\n\n" for p in shots.responses
+    )
+    return shown + evaluation_prompt(instruction)
+
+
+def evaluation_prompt(instruction: str) -> str:
+    """What the model is trained and evaluated on."""
+    return f"Instruction: {instruction}\nResponse:"
+
+
+def completion(response: str) -> str:
+    """What follows ``evaluation_prompt`` in a training row."""
+    return f" {response}\n{DELIMITER}"
+
+
+def instruction_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
+    rubric = (
+        f"Each instruction gets a label. {good} = clear, specific, achievable and safe. "
+        f"{bad} = anything else. When unsure, {bad}.\n\n"
+    )
+    return rubric + "".join(
+        f"{instruction_critic_suffix(s.text)} {good if s.good else bad}\n\n"
+        for s in shots.instruction_critic
+    )
+
+
+def instruction_critic_suffix(instruction: str) -> str:
+    return f"Instruction: {instruction}\nLabel:"
+
+
+def pair_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
+    rubric = (
+        f"Each response gets a label. {good} = it fulfils the instruction, is correct and has the "
+        f"right format; a brief refusal if the instruction is unsafe. {bad} = anything else.\n\n"
+    )
+    return rubric + "".join(
+        f"{pair_critic_suffix(s.instruction, s.response)} {good if s.good else bad}\n\n"
+        for s in shots.pair_critic
+    )
+
+
+def pair_critic_suffix(instruction: str, response: str) -> str:
+    return f"{evaluation_prompt(instruction)} {response}\nLabel:"
+
+
+def seen_instructions(shots: FewShot) -> Sequence[str]:
+    """Every instruction the few-shot file shows; generated copies of them are dropped."""
+    return [
+        *shots.instructions,
+        *(p.instruction for p in shots.responses),
+        *(p.instruction for p in shots.pair_critic),
+        *(i.text for i in shots.instruction_critic),
+    ]

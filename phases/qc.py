@@ -1,0 +1,142 @@
+"""Quality control: candidates' fates to counts, distributions and metrics. Measures, judges not.
+
+Every rate names its denominator and can be recomputed from the candidate rows it points at.
+"""
+
+import math
+import random
+from collections import Counter
+from collections.abc import Sequence
+from typing import Final
+
+from phases.clean import has_residue
+from phases.records import Row
+from runbook.contract import Json, Metric
+
+_MARGIN_BIN: Final = 0.25
+
+
+def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
+    """The QC metrics of stage 1.
+
+    Args:
+        rows: every candidate with its fate.
+        kept: the records of the dataset.
+        evidence: path of the candidate rows, relative to the workspace.
+    """
+    judged = [r for r in rows if "instruction_critic" in r]
+    raw = [r for r in rows if "raw" in r]
+    cleaned = [r for r in raw if r["response"]]
+    paired = [r for r in rows if "pair_critic" in r]
+    tokens = sorted(r["response_tokens"] for r in kept)
+    return (
+        _rate("runaway_rate", sum(r["runaway"] for r in cleaned), len(cleaned), "cleaned responses", evidence),
+        _rate("token_limit_rate", sum(r["hit_limit"] for r in raw), len(raw), "raw generations", evidence),
+        _rate(
+            "instruction_acceptance",
+            sum(r["fate"] != "rejected_instruction" for r in judged),
+            len(judged),
+            "instructions judged",
+            evidence,
+        ),
+        _rate(
+            "pair_acceptance",
+            sum(_accepted(r) for r in paired),
+            len(paired),
+            "pairs judged",
+            evidence,
+        ),
+        Metric(
+            "delimiter_left",
+            float(sum(has_residue(r["response"]) for r in kept)) if kept else None,
+            n=len(kept),
+        ),
+        Metric(
+            "median_tokens",
+            _quantile(tokens, 0.5) if tokens else None,
+            n=len(tokens),
+            denominator="kept responses",
+            evidence=evidence,
+        ),
+        Metric("kept", float(len(kept)), n=len(kept)),
+        Metric(
+            "distinct_instructions",
+            float(len({r["instruction"] for r in kept})),
+            n=len(kept),
+        ),
+    )
+
+
+def _accepted(row: Row) -> bool:
+    return bool(row["pair_critic"]["is_good"] and row["pair_critic"]["confident"])
+
+
+def _rate(name: str, hits: int, n: int, denominator: str, evidence: str) -> Metric:
+    value = hits / n if n else None
+    return Metric(name, value, n, hits, denominator, evidence=evidence)
+
+
+def summarise(rows: Sequence[Row], kept: Sequence[Row]) -> dict[str, Json]:
+    """Counts, yields, token statistics and margin histograms, for the report."""
+    tokens = sorted(r["response_tokens"] for r in kept)
+    fates = Counter(str(r["fate"]) for r in rows)
+    return {
+        "yield": {
+            "candidates": len(rows),
+            "judged instructions": sum("instruction_critic" in r for r in rows),
+            "accepted instructions": sum("raw" in r for r in rows),
+            "clean responses": sum("pair_critic" in r for r in rows),
+            "accepted pairs": fates["kept"],
+            "in the dataset": len(kept),
+        },
+        "fates": dict(sorted(fates.items())),
+        "cut_by": dict(sorted(Counter(str(r["cut_by"]) for r in rows if "cut_by" in r).items())),
+        "response_tokens": {
+            "median": _quantile(tokens, 0.5),
+            "p95": _quantile(tokens, 0.95),
+            "max": float(tokens[-1]),
+        }
+        if tokens
+        else {},
+        "margins": {
+            which: _histogram([r[which]["margin"] for r in rows if which in r])
+            for which in ("instruction_critic", "pair_critic")
+        },
+    }
+
+
+def _quantile(ordered: Sequence[float], q: float) -> float:
+    """Linear interpolation between order statistics (type 7 of Hyndman and Fan 1996)."""
+    at = q * (len(ordered) - 1)
+    low, high = ordered[math.floor(at)], ordered[math.ceil(at)]
+    return float(low + (high - low) * (at - math.floor(at)))
+
+
+def _histogram(values: Sequence[float]) -> dict[str, int]:
+    """Counts by the lower edge of bins 0.25 wide."""
+    edges = Counter(math.floor(v / _MARGIN_BIN) * _MARGIN_BIN for v in values)
+    return {f"{edge:+.2f}": edges[edge] for edge in sorted(edges)}
+
+
+def flagged(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Ten raw rows behind the worst readings: limit hits and runaways first, then the dropped."""
+    order = ("runaway", "residue", "empty_response", "rejected_pair", "rejected_instruction")
+
+    def rank(row: Row) -> tuple[int, int]:
+        fate = str(row["fate"])
+        return (0 if row.get("hit_limit") else 1, order.index(fate) if fate in order else 9)
+
+    suspects = [r for r in rows if r.get("hit_limit") or r["fate"] in order]
+    fields = ("instruction", "raw", "response", "hit_limit", "fate")
+    return tuple(
+        {f: r[f] for f in fields if f in r} for r in sorted(suspects, key=rank)[:10]
+    )
+
+
+def sample(kept: Sequence[Row], seed: int) -> tuple[Row, ...]:
+    """Ten kept rows drawn at random by the session's seed."""
+    drawn = random.Random(seed).sample(range(len(kept)), min(10, len(kept)))  # noqa: S311 - no secret
+    return tuple(
+        {"instruction": kept[i]["instruction"], "response": kept[i]["response"]}
+        for i in sorted(drawn)
+    )

@@ -1,0 +1,218 @@
+"""Step, phase B: shards of data generation, merged with the pilot into the training set.
+
+Each shard is a stream of rounds with seeds of its own and a manifest under
+``artifacts/data_gen_shards/``; a shard whose manifest is complete is never run again. The merge
+drops exact and near-duplicates and whatever comes near a held-out item, and QC is measured anew
+over the union.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pydantic import Field
+
+from phases import qc
+from phases.engines import Engine, open_engine
+from phases.generation import (
+    GenerationParams,
+    Generator,
+    held_out_instructions,
+    make_screen,
+    to_record,
+)
+from phases.pilot import read_sentinels
+from phases.prompts import load_few_shot, seen_instructions
+from phases.records import Row, parse_params
+from runbook.artifacts import (
+    canonical_json,
+    describe,
+    read_jsonl,
+    sha256_bytes,
+    sha256_file,
+    write_json,
+    write_jsonl,
+)
+from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
+from runbook.errors import CorruptError
+
+SHARDS: Final = "artifacts/data_gen_shards"
+
+
+class ScaleParams(GenerationParams):
+    """Parameters of phase B; ``target_kept`` counts the merged set, pilot included."""
+
+    shards: int = Field(ge=1)
+    kept_per_shard: int = Field(ge=1)
+    """A little more than is missing, since the merge drops what two shards have in common."""
+
+
+def run(request: PhaseRequest) -> PhaseResult:
+    """Return the artifacts ``dataset`` (the merged set), ``candidates``, and one a shard."""
+    params = parse_params(ScaleParams, request)
+    engine = open_engine(request)
+    sentinels, sentinel = read_sentinels(request, engine)
+    pilot = read_jsonl(request.workspace / request.inputs["pilot"]["dataset"].path)
+    shards = [
+        _shard(request, engine, params, pilot, sentinel, number)
+        for number in range(1, params.shards + 1)
+    ]
+    return _merge(request, params, pilot, shards, sentinels)
+
+
+def _shard(  # noqa: PLR0913 - what a shard is made of
+    request: PhaseRequest,
+    engine: Engine,
+    params: ScaleParams,
+    pilot: Sequence[Row],
+    sentinel: Json,
+    number: int,
+) -> Path:
+    """The folder of a complete shard, made where it is not there yet."""
+    folder = request.workspace / SHARDS / f"shard_{number:04d}"
+    identity = _identity(request, params, number)
+    if _complete(folder, identity):
+        return folder
+    shots = load_few_shot(Path(params.few_shot))
+    seen = [*seen_instructions(shots), *(str(r["instruction"]) for r in pilot)]
+    screen = make_screen(
+        params.near_duplicate, seen, held_out_instructions(Path(params.held_out))
+    )
+    part = params.model_copy(update={"target_kept": params.kept_per_shard, "raw_rows": 1})
+    rows = Generator(request, engine, part, shots, screen, prefix=f"shard-{number:04d}/").run()
+    kept = [r for r in rows if r["fate"] == "kept"][: params.kept_per_shard]
+    records = [to_record(row, request, engine, part, sentinel) for row in kept]
+    hashes = {
+        "candidates.jsonl": write_jsonl(folder / "candidates.jsonl", rows),
+        "dataset.jsonl": write_jsonl(folder / "dataset.jsonl", records),
+    }
+    manifest = {
+        "shard": number,
+        "step": request.step,
+        "attempt": request.attempt,
+        "identity": identity,
+        "files": hashes,
+        "records": len(records),
+        "params": part.model_dump(),
+        "provenance": dict(request.provenance),
+        "qc": qc.summarise(rows, records),
+    }
+    write_json(folder / "manifest.json", manifest)
+    return folder
+
+
+def _identity(request: PhaseRequest, params: ScaleParams, number: int) -> str:
+    """A hash of all that can change a shard's bytes; how many others there are is not in it."""
+    fields = params.model_dump(exclude={"shards", "target_kept", "raw_rows"})
+    for name in ("few_shot", "held_out"):
+        fields[name] = sha256_file(Path(fields[name]))
+    earlier = {
+        f"{step}/{name}": artifact.sha256
+        for step, artifacts in request.inputs.items()
+        for name, artifact in artifacts.items()
+    }
+    return sha256_bytes(
+        canonical_json(
+            [fields, request.seed, request.step, request.attempt, number, earlier]
+        ).encode()
+    )
+
+
+def _complete(folder: Path, identity: str) -> bool:
+    """Whether the shard is there, and is the one that would be made now.
+
+    Raises:
+        CorruptError: a complete shard's file was changed.
+    """
+    path = folder / "manifest.json"
+    if not path.is_file():
+        return False
+    manifest = json.loads(path.read_text("utf-8"))
+    if manifest["identity"] != identity:
+        return False
+    for name, sha in manifest["files"].items():
+        if not (folder / name).is_file() or sha256_file(folder / name) != sha:
+            raise CorruptError(
+                f"{name} of a complete shard is missing or was changed",
+                where=str(folder / name),
+                fix=f"restore the file with sha256 {sha}, or delete {path} to make the shard anew",
+            )
+    return True
+
+
+def _merge(
+    request: PhaseRequest,
+    params: ScaleParams,
+    pilot: Sequence[Row],
+    shards: Sequence[Path],
+    sentinels: tuple[Metric, ...],
+) -> PhaseResult:
+    request.channel.progress(stage="merge", done=0, total=1)
+    screen = make_screen(
+        params.near_duplicate, [], held_out_instructions(Path(params.held_out))
+    )
+    merged: list[Row] = []
+    dropped: Counter[str] = Counter()
+    made = [record for folder in shards for record in read_jsonl(folder / "dataset.jsonl")]
+    for record in [*pilot, *made]:
+        fate = screen.fate(str(record["instruction"]))
+        if fate:
+            dropped[fate] += 1
+        elif len(merged) == params.target_kept:
+            dropped["beyond_target"] += 1
+        else:
+            merged.append(record)
+    pilot_rows = read_jsonl(request.workspace / request.inputs["pilot"]["candidates"].path)
+    rows = [*pilot_rows]
+    rows += [row for folder in shards for row in read_jsonl(folder / "candidates.jsonl")]
+    dataset = request.output / "stage1_sft_data.jsonl"
+    candidates = request.output / "stage1_candidates.jsonl"
+    write_jsonl(candidates, rows)
+    write_jsonl(dataset, merged)
+    return PhaseResult(
+        metrics=(
+            *qc.measure(rows, merged, candidates.relative_to(request.workspace).as_posix()),
+            *_merge_metrics(params, merged),
+            *sentinels,
+        ),
+        artifacts=(
+            describe("dataset", dataset, request.workspace),
+            describe("candidates", candidates, request.workspace),
+            *_shard_manifests(request, shards),
+        ),
+        tokens=sum(int(r.get("tokens", 0)) for r in rows[len(pilot_rows) :]),
+        summary={
+            "qc": qc.summarise(rows, merged),
+            "merge": {"pilot": len(pilot), "shards": len(made), "dropped": dict(dropped)},
+        },
+        flagged=qc.flagged(rows),
+        judged_file="qc_summary.json",
+        samples=qc.sample(merged, request.seed),
+    )
+
+
+def _merge_metrics(params: ScaleParams, merged: Sequence[Row]) -> tuple[Metric, ...]:
+    """Overlap with the held-out set, measured on the merged file's own rows."""
+    held_out = make_screen(
+        params.near_duplicate, [], held_out_instructions(Path(params.held_out))
+    ).held_out
+    near = sum(held_out.find(str(r["instruction"])) is not None for r in merged)
+    incomplete = sum(not _has_provenance(r) for r in merged)
+    return (
+        Metric("near_held_out", float(near) if merged else None, n=len(merged)),
+        Metric("incomplete_provenance", float(incomplete) if merged else None, n=len(merged)),
+    )
+
+
+def _has_provenance(record: Row) -> bool:
+    metadata = record.get("metadata", {})
+    needed = ("git_sha", "model", "quantization", "template_disabled", "seed", "sentinel")
+    return all(metadata.get(field) is not None for field in needed)
+
+
+def _shard_manifests(request: PhaseRequest, shards: Sequence[Path]) -> tuple[Artifact, ...]:
+    return tuple(
+        describe(folder.name, folder / "manifest.json", request.workspace) for folder in shards
+    )

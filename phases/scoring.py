@@ -1,0 +1,86 @@
+"""One way to score a model on the held-out set: same items, batches, prompt, stop rule, scorer.
+
+Baseline and tuned model both go through ``score_items`` with the same ``Conditions``; only then
+are their outcomes comparable. Greedy text depends on the batch, so the batches are pinned: items
+sorted by length, then id.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from phases import clean, prompts, verifiers
+from phases.engines import Engine, Sampling
+from phases.records import Row, batch, chunks
+from runbook.contract import PhaseRequest
+
+GREEDY: Final = 0.0
+
+
+class Conditions(BaseModel):
+    """What must be equal for two scorings to be paired."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    held_out: str
+    per_kind: int = Field(ge=1)
+    """The first so many items of each kind, in file order."""
+    max_new_tokens: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    quantization: str = Field(pattern="^(none|nf4)$")
+
+
+def items_of(conditions: Conditions) -> tuple[verifiers.HeldOutItem, ...]:
+    """The fixed subset of the held-out set."""
+    return verifiers.subset(
+        verifiers.load_items(Path(conditions.held_out)), conditions.per_kind
+    )
+
+
+def score_items(
+    request: PhaseRequest,
+    engine: Engine,
+    conditions: Conditions,
+    items: Sequence[verifiers.HeldOutItem],
+    stream: str,
+) -> list[Row]:
+    """One row an item, sorted by id: raw text, response, and the verifier's findings."""
+    ordered = sorted(items, key=lambda i: (len(i.instruction), i.id))
+    groups = chunks([{"item": item} for item in ordered], conditions.batch_size)
+    sampling = Sampling(conditions.max_new_tokens, GREEDY)
+    rows: list[Row] = []
+    for number, part in enumerate(groups):
+        asked = [entry["item"] for entry in part]
+
+        def make(seed: int, asked: list[Any] = asked) -> list[Row]:
+            texts = [prompts.evaluation_prompt(item.instruction) for item in asked]
+            made = engine.generate(texts, sampling, clean.STOP_STRINGS, seed)
+            return [_scored(item, g.text, g.tokens) for item, g in zip(asked, made, strict=True)]
+
+        rows += batch(request, f"{stream}/{number:04d}", make)
+        request.channel.progress(
+            stage=stream,
+            done=number + 1,
+            total=len(groups),
+            tokens=sum(int(r["tokens"]) for r in rows[-len(part) :]),
+        )
+    return sorted(rows, key=lambda r: str(r["id"]))
+
+
+def _scored(item: verifiers.HeldOutItem, raw: str, tokens: int) -> Row:
+    response = clean.cut(raw).text
+    found = verifiers.score(item, response)
+    return {
+        "id": item.id,
+        "kind": item.kind,
+        "instruction": item.instruction,
+        "raw": raw,
+        "response": response,
+        "tokens": tokens,
+        "success": found.success,
+        "format_ok": found.format_ok,
+        "content_ok": found.content_ok,
+        "failures": list(found.failures),
+    }

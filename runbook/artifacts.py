@@ -1,0 +1,273 @@
+"""The only durable writer: under a final name there is only ever a complete file.
+
+A write goes to a temporary file in the same folder, is fsynced, renamed, and the folder fsynced.
+A folder counts as complete only with a ``COMPLETE.json``, written last. Nothing here relies on
+modification times or on what another node sees at once.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NoReturn
+
+from runbook.contract import Artifact, Json
+from runbook.errors import ConfigError, CorruptError, NeedsPersonError, RunbookError
+
+COMPLETE = "COMPLETE.json"
+TEMPORARY = ".runbook-tmp"
+_LATER = re.compile(r"COMPLETE\.json|(session_)?manifest\.json|manifest_[^/]*\.json")
+"""Top-level files that are added once a folder's content is final, so they are not in its hash."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_VOLUME = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ENODEV, errno.ENXIO}
+)
+_CHUNK = 1 << 20
+
+
+def canonical_json(value: Json) -> str:
+    """The one spelling of a JSON value: sorted keys, no spaces, no NaN. Raises ValueError."""
+    return json.dumps(
+        value, sort_keys=True, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+    )
+
+
+def sha256_bytes(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full or failing volume into a stop that a person can cure; other errors pass.
+
+    Raises:
+        NeedsPersonError: ENOSPC, EDQUOT, EIO, ESTALE, EROFS and a volume that went away.
+    """
+    try:
+        yield
+    except OSError as error:
+        stop = storage_stop(error, path)
+        if stop is None:
+            raise
+        raise stop from error
+
+
+def storage_stop(error: OSError, path: Path) -> NeedsPersonError | None:
+    """What to tell a person about this error; None where it is not the volume's."""
+    if error.errno in _FULL:
+        what = f"no space left while writing ({_free_bytes(path)} bytes free)"
+        fix = "nothing committed is lost; free space and run the same command"
+    elif error.errno in _VOLUME:
+        what = f"the volume failed: {error.strerror}"
+        fix = "nothing committed is lost; bring the volume back and run the same command"
+    else:
+        return None
+    return NeedsPersonError(what, where=str(path), fix=fix)
+
+
+def _free_bytes(path: Path) -> str:
+    try:
+        return str(shutil.disk_usage(path.parent).free)
+    except OSError:
+        return "unknown"
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write every byte: a single write may be short."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def make_directory(path: Path) -> None:
+    """Create a folder and its missing parents, each one durable."""
+    if path.is_dir():
+        return
+    with storage_errors(path):
+        make_directory(path.parent)
+        path.mkdir(exist_ok=True)
+        fsync_directory(path.parent)
+
+
+def write_bytes(path: Path, data: bytes) -> str:
+    """Write a file atomically and durably; return its SHA-256."""
+    make_directory(path.parent)
+    temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY}"
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with storage_errors(path):
+        try:
+            fd = os.open(temporary, flags, 0o666)
+            try:
+                write_all(fd, data)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            temporary.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                temporary.unlink()
+            raise
+        fsync_directory(path.parent)
+    return sha256_bytes(data)
+
+
+def write_text(path: Path, text: str) -> str:
+    """Write UTF-8 text atomically; return its SHA-256."""
+    return write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Json) -> str:
+    """Write one JSON value, indented for people, keys sorted; return its SHA-256."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2)
+    return write_text(path, text + "\n")
+
+
+def write_jsonl(path: Path, rows: Iterable[Mapping[str, Json]]) -> str:
+    """Write one canonical JSON object a line; return its SHA-256."""
+    return write_text(path, "".join(f"{canonical_json(dict(row))}\n" for row in rows))
+
+
+def read_jsonl(path: Path) -> list[dict[str, Json]]:
+    """Every row of a file that this module wrote.
+
+    Raises:
+        CorruptError: a missing file, an empty, torn or invalid line, with its number.
+    """
+    if not path.is_file():
+        raise CorruptError("the file is missing", where=str(path), fix="restore it")
+    lines = path.read_bytes().split(b"\n")
+    last = lines.pop()
+    if last:
+        lines.append(last)
+        _parse_row(path, len(lines), last)
+        raise _bad_line(path, len(lines), "the last line is torn: it has no newline")
+    return [_parse_row(path, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _parse_row(path: Path, number: int, line: bytes) -> dict[str, Json]:
+    if not line.strip():
+        raise _bad_line(path, number, "the line is empty")
+    try:
+        row = json.loads(line.decode(), parse_constant=_refuse_constant)
+    except ValueError as error:
+        raise _bad_line(path, number, f"not valid JSON: {error}") from None
+    if not isinstance(row, dict):
+        raise _bad_line(path, number, f"not a JSON object but a {type(row).__name__}")
+    return row
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _bad_line(path: Path, number: int, what: str) -> CorruptError:
+    fix = "restore the file from its source; a finished file is never mended by guessing"
+    return CorruptError(what, where=f"{path}:{number}", fix=fix)
+
+
+def sha256_file(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """The content of a folder in one order, without what is added to it afterwards."""
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders.sort()
+        found += [Path(root) / name for name in names if not name.endswith(TEMPORARY)]
+    return sorted(p for p in found if p.parent != folder or not _LATER.fullmatch(p.name))
+
+
+def sha256_tree(folder: Path) -> str:
+    """SHA-256 of the canonical JSON of relative name -> SHA-256 of a folder's files."""
+    names = {str(path.relative_to(folder)): sha256_file(path) for path in _files(folder)}
+    return sha256_bytes(canonical_json(names).encode())
+
+
+def complete_directory(folder: Path) -> str:
+    """Make a folder's files durable and declare it complete; return the tree's SHA-256."""
+    files: dict[str, Json] = {}
+    with storage_errors(folder):
+        for path in _files(folder):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            name = str(path.relative_to(folder))
+            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for root, _, _ in os.walk(folder):
+            fsync_directory(Path(root))
+    write_json(folder / COMPLETE, {"files": files})
+    names = {name: entry["sha256"] for name, entry in files.items()}
+    return sha256_bytes(canonical_json(names).encode())
+
+
+def is_complete(folder: Path, *, deep: bool = False) -> bool:
+    """Whether every file that ``COMPLETE.json`` lists is there in full; hashed where deep."""
+    try:
+        files = json.loads((folder / COMPLETE).read_bytes())["files"]
+        return all(_matches(folder / name, entry, deep=deep) for name, entry in files.items())
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return False
+
+
+def _matches(path: Path, entry: Mapping[str, Json], *, deep: bool) -> bool:
+    if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        return False
+    return not deep or sha256_file(path) == entry["sha256"]
+
+
+def describe(name: str, path: Path, workspace: Path) -> Artifact:
+    """The artifact that stands at ``path``, hashed.
+
+    Raises:
+        RunbookError: nothing is there.
+        ConfigError: it lies outside the workspace.
+    """
+    try:
+        relative = path.resolve().relative_to(workspace.resolve())
+    except ValueError:
+        raise ConfigError(
+            f"artifact {name!r} lies outside the workspace {workspace}",
+            where=str(path),
+            fix="write it under the request's output folder",
+        ) from None
+    if path.is_dir():
+        size = sum(file.stat().st_size for file in _files(path))
+        return Artifact(name, str(relative), sha256_tree(path), size)
+    if not path.is_file():
+        raise RunbookError(
+            f"artifact {name!r} does not exist",
+            where=str(path),
+            fix="write the file before it is described",
+        )
+    return Artifact(name, str(relative), sha256_file(path), path.stat().st_size)
+
+
+def remove_stale(folder: Path) -> tuple[Path, ...]:
+    """Delete temporary files that a killed writer left. The caller holds the workspace's lock."""
+    stale = []
+    for root, _, names in os.walk(folder):
+        stale += [Path(root) / name for name in names if name.endswith(TEMPORARY)]
+    for path in stale:
+        path.unlink(missing_ok=True)
+    return tuple(stale)

@@ -1,0 +1,199 @@
+"""The types that cross folders: frozen data and closed enums.
+
+A phase is ``def run(request: PhaseRequest) -> PhaseResult``, called in a child process. What it
+commits goes through ``request.channel``; what it measured comes back as metrics with their
+counts; a gate turns metrics into a ``Judgement``. Verdicts are compared by name and have no
+truth value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+from typing import Any, NoReturn, Protocol
+
+Json = Any
+"""A JSON value: None, bool, int, finite float, str, list or dict of these."""
+
+
+class _Named(Enum):
+    """An enum that refuses to be used as a truth value."""
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"{type(self).__name__} has no truth value; compare it by name")
+
+
+class Verdict(_Named):
+    PASS = "pass"  # noqa: S105 - a verdict, not a password
+    FAIL = "fail"
+    UNDERPOWERED = "underpowered"
+    INVALID = "invalid"
+
+
+class Instrument(_Named):
+    """The state of the instrument a metric was read from."""
+
+    OK = "ok"
+    UNCALIBRATED = "uncalibrated"
+    BROKEN = "broken"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One measured number."""
+
+    name: str
+    value: float | None
+    """The reading; None where nothing could be measured."""
+    n: int | None = None
+    """The denominator of a rate, or the sample a statistic rests on."""
+    successes: int | None = None
+    """The numerator of a rate."""
+    denominator: str = ""
+    """What n counts, in words: 'raw generations', 'cleaned responses'."""
+    instrument: Instrument = Instrument.OK
+    evidence: str = ""
+    """Path, relative to the workspace, of the rows behind the number."""
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One finished file or folder."""
+
+    name: str
+    path: str
+    """Relative to the workspace."""
+    sha256: str
+    """Of the file's bytes; of a folder, of the canonical JSON of its files' hashes."""
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Committed:
+    """A batch that the journal holds."""
+
+    key: str
+    """Unique within the step's attempt, e.g. ``shard-1/round-0/responses/0003``."""
+    path: str
+    """Relative to the workspace."""
+    sha256: str
+    records: int
+
+
+class Channel(Protocol):
+    """The child's line to the executor. Faked in tests by ``runbook.testing.LocalChannel``."""
+
+    def committed(self, key: str) -> Committed | None:
+        """The batch under this key, if the journal already holds it."""
+
+    def commit(self, batch: Committed) -> None:
+        """Return once the batch is durable in the journal.
+
+        Raises:
+            PausedError: the executor wants the step to end after this batch.
+        """
+
+    def progress(self, **fields: Json) -> None:
+        """Tell what goes on: ``stage, done, total, tokens, kept``. May be lost."""
+
+
+@dataclass(frozen=True)
+class PhaseRequest:
+    """All that a step may know."""
+
+    step: str
+    attempt: int
+    """1 for the first; a retry after a failed gate counts up."""
+    look: int
+    """1, or 2 where an underpowered sample is being extended."""
+    seed: int
+    params: Mapping[str, Json]
+    """The spec's parameters with overrides, adjustments and extension applied."""
+    model: Mapping[str, Json]
+    """The runbook's ``model`` section."""
+    engine: Mapping[str, Json]
+    """The runbook's ``engine`` section."""
+    workspace: Path
+    work: Path
+    """Private folder of this attempt, for batches and checkpoints."""
+    output: Path
+    """Folder of the final files."""
+    inputs: Mapping[str, Mapping[str, Artifact]]
+    """Artifacts of earlier steps: step name, then artifact name."""
+    provenance: Mapping[str, Json]
+    """What every record carries: git sha, versions, runbook fingerprint."""
+    channel: Channel = field(compare=False)
+
+
+@dataclass(frozen=True)
+class PhaseResult:
+    metrics: tuple[Metric, ...] = ()
+    artifacts: tuple[Artifact, ...] = ()
+    tokens: int = 0
+    """Tokens generated or trained on."""
+    summary: Mapping[str, Json] = field(default_factory=dict)
+    """Small facts for the report: counts, yields, tables."""
+    flagged: tuple[Mapping[str, Json], ...] = ()
+    """At most ten raw rows behind the worst readings, for the reviewer."""
+    samples: tuple[Mapping[str, Json], ...] = ()
+    """At most ten rows drawn at random, for the report."""
+    judged_file: str = "gate.json"
+    """Name, in the output folder, of the file in which the executor lays down the judgement."""
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One condition of a gate: ``metric`` compared with declared numbers."""
+
+    metric: str
+    kind: str
+    """census, rate, statistic, p_value or sentinel."""
+    below: float | None = None
+    above: float | None = None
+    at_most: float | None = None
+    at_least: float | None = None
+    min_n: int = 1
+    at_max_n: str = "rate"
+    """What decides when the sample cannot grow any more: 'rate' or 'bound'."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    criteria: tuple[Criterion, ...]
+    extend: Mapping[str, Json] | None = None
+    """Parameters of the second look at an underpowered sample; None: there is none."""
+
+
+@dataclass(frozen=True)
+class CriterionResult:
+    """One criterion, judged."""
+
+    metric: str
+    kind: str
+    """census, rate, statistic, p_value or sentinel."""
+    threshold: str
+    """As declared, e.g. ``< 0.05``."""
+    verdict: Verdict
+    value: float | None
+    n: int | None
+    bound: float | None
+    """The one-sided 95 % bound that had to clear the threshold, for a rate."""
+    thin: bool
+    """Passed on the rate alone, at the declared maximum n."""
+    reason: str
+    evidence: str = ""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    verdict: Verdict
+    criteria: tuple[CriterionResult, ...]
+    reasons: tuple[str, ...]
+    details: Mapping[str, Json] = field(default_factory=dict)
+    """What the gate computed on the way, e.g. the paired comparison; for the report."""
+
+    @property
+    def sentinel_tripped(self) -> bool:
+        """Whether a sentinel criterion failed: exit 5, and only a person clears it."""
+        return any(c.kind == "sentinel" and c.verdict is Verdict.FAIL for c in self.criteria)

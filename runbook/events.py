@@ -1,0 +1,319 @@
+"""The journal's vocabulary: one frozen class per fact, and nothing that is not a fact.
+
+A body names its class; an unknown one is refused, since skipping a fact would change the state.
+A field added later needs a default, so that old journals stay readable. ``encode`` and ``decode``
+are the JSON form of the contract's types, in the journal and on the child's pipe; a number that
+JSON cannot hold becomes null there, so that NaN reads as "not measured" everywhere.
+"""
+
+import dataclasses
+import math
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from runbook.contract import Artifact, Json, Metric
+from runbook.errors import CorruptError
+
+T = TypeVar("T")
+
+
+def encode(value: Any) -> Json:  # noqa: PLR0911 - one line per kind of value
+    """The JSON form of a value. Raises TypeError for what has none."""
+    match value:
+        case Enum():
+            return value.value
+        case float():
+            return value if math.isfinite(value) else None
+        case None | bool() | int() | str():
+            return value
+        case Path():
+            return str(value)
+        case Mapping():
+            return {str(key): encode(item) for key, item in value.items()}
+        case list() | tuple():
+            return [encode(item) for item in value]
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        case _:
+            raise TypeError(f"a {type(value).__name__} has no JSON form: {value!r}")
+
+
+def decode(kind: type[T], value: Json) -> T:
+    """A dataclass from its JSON form. Raises TypeError or ValueError naming the field."""
+    decoded: T = _decode(kind, value, kind.__name__)
+    return decoded
+
+
+def _decode(kind: Any, value: Json, where: str) -> Any:  # noqa: PLR0911 - one line per kind
+    origin = get_origin(kind)
+    if kind is Any:
+        return value
+    if origin in (Union, types.UnionType):
+        return _decode_optional(kind, value, where)
+    if origin is tuple:
+        _require(list, value, where)
+        item, *rest = get_args(kind)
+        if rest != [...]:
+            raise TypeError(f"{where}: only homogeneous tuples travel")
+        return tuple(_decode(item, v, f"{where}[{i}]") for i, v in enumerate(value))
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        _require(dict, value, where)
+        item = get_args(kind)[1]
+        return {key: _decode(item, v, f"{where}.{key}") for key, v in value.items()}
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        return _decode_fields(kind, value, where)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is float and type(value) is int:
+        return float(value)
+    if kind is Path:
+        _require(str, value, where)
+        return Path(value)
+    _require(kind, value, where)
+    return value
+
+
+def _decode_optional(kind: Any, value: Json, where: str) -> Any:
+    if value is None:
+        return None
+    rest = [arg for arg in get_args(kind) if arg is not type(None)]
+    return _decode(rest[0], value, where)
+
+
+def _decode_fields(kind: Any, value: Json, where: str) -> Any:
+    _require(dict, value, where)
+    hints = get_type_hints(kind)
+    known = {field.name for field in dataclasses.fields(kind)}
+    if unknown := sorted(set(value) - known):
+        raise TypeError(f"{where}: unknown field {unknown[0]!r}")
+    fields = {name: _decode(hints[name], v, f"{where}.{name}") for name, v in value.items()}
+    return kind(**fields)
+
+
+def _require(kind: type, value: Json, where: str) -> None:
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError(f"{where}: expected {kind.__name__}, found {value!r:.60}")
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened."""
+
+    def to_body(self) -> dict[str, Json]:
+        return {"type": type(self).__name__, **encode(self)}
+
+
+E = TypeVar("E", bound=Event)
+_REGISTRY: dict[str, type[Event]] = {}
+
+
+def _fact(kind: type[E]) -> type[E]:
+    _REGISTRY[kind.__name__] = kind
+    return kind
+
+
+def from_body(body: Mapping[str, Json]) -> Event:
+    """The event of a journal body.
+
+    Raises:
+        CorruptError: an unknown type, or fields that are not its own.
+    """
+    fields = dict(body)
+    name = fields.pop("type", None)
+    kind = _REGISTRY.get(name) if isinstance(name, str) else None
+    if kind is None:
+        raise CorruptError(
+            f"unknown event {name!r}",
+            where="journal",
+            fix="read it with the version of runbook that wrote it",
+        )
+    try:
+        return decode(kind, fields)
+    except (TypeError, ValueError) as error:
+        raise CorruptError(
+            f"not a valid {name}: {error}",
+            where="journal",
+            fix="read it with the version of runbook that wrote it",
+        ) from None
+
+
+@_fact
+@dataclass(frozen=True)
+class SessionStarted(Event):
+    run_id: str
+    runbook: str
+    name: str
+    fingerprint: str
+    overrides: tuple[str, ...]
+    plan: Json
+    """``runbook.fingerprint.plan_document``: what a later plan is compared with."""
+    versions: Mapping[str, Json]
+    """``runbook.manifest.provenance``."""
+
+
+@_fact
+@dataclass(frozen=True)
+class SessionResumed(Event):
+    pid: int
+    host: str
+
+
+@_fact
+@dataclass(frozen=True)
+class StepStarted(Event):
+    step: str
+    attempt: int
+    look: int
+    params: Mapping[str, Json]
+    output: str
+    """Relative to the workspace; an interrupted attempt keeps it."""
+    started_at: str
+    """UTC, ISO 8601."""
+
+
+@_fact
+@dataclass(frozen=True)
+class BatchCommitted(Event):
+    step: str
+    attempt: int
+    key: str
+    path: str
+    sha256: str
+    records: int
+
+
+@_fact
+@dataclass(frozen=True)
+class StepFinished(Event):
+    step: str
+    attempt: int
+    look: int
+    metrics: tuple[Metric, ...]
+    artifacts: tuple[Artifact, ...]
+    tokens: int
+    seconds: float
+    summary: Mapping[str, Json]
+    flagged: tuple[Mapping[str, Json], ...]
+    samples: tuple[Mapping[str, Json], ...]
+
+
+@_fact
+@dataclass(frozen=True)
+class StepFailed(Event):
+    """The step's own code raised."""
+
+    step: str
+    attempt: int
+    error: str
+    traceback_tail: str
+    exit_code: int
+
+
+@_fact
+@dataclass(frozen=True)
+class StepInterrupted(Event):
+    """The step ended through no fault of its own."""
+
+    step: str
+    attempt: int
+    cause: str
+
+
+@_fact
+@dataclass(frozen=True)
+class GateJudged(Event):
+    step: str
+    attempt: int
+    look: int
+    verdict: str
+    criteria: tuple[Mapping[str, Json], ...]
+    reasons: tuple[str, ...]
+    sentinel: bool
+    """A sentinel criterion failed: only a person goes on from here."""
+
+
+@_fact
+@dataclass(frozen=True)
+class StepPassed(Event):
+    """A step without a gate is done."""
+
+    step: str
+    attempt: int
+
+
+@_fact
+@dataclass(frozen=True)
+class ManifestWritten(Event):
+    """The step's manifest stands on disk; from now on it must not be missing."""
+
+    step: str
+    attempt: int
+    path: str
+    sha256: str
+
+
+@_fact
+@dataclass(frozen=True)
+class SampleExtended(Event):
+    step: str
+    attempt: int
+    params: Mapping[str, Json]
+
+
+@_fact
+@dataclass(frozen=True)
+class Adjusted(Event):
+    step: str
+    attempt: int
+    """The attempt that failed."""
+    changes: Mapping[str, Json]
+    why: str
+
+
+@_fact
+@dataclass(frozen=True)
+class ReviewRequested(Event):
+    review_id: str
+    step: str
+    attempt: int
+    reason: str
+    path: str
+
+
+@_fact
+@dataclass(frozen=True)
+class ReviewDecided(Event):
+    review_id: str
+    action: str
+    changes: Mapping[str, Json]
+    reason: str
+    author: str
+    person: bool
+    """Whether a human decided; nothing else may override."""
+
+
+@_fact
+@dataclass(frozen=True)
+class StepSkipped(Event):
+    step: str
+    phase: str
+    why: str
+
+
+@_fact
+@dataclass(frozen=True)
+class SessionStopped(Event):
+    reason: str
+    exit_code: int
+    detail: str
+
+
+@_fact
+@dataclass(frozen=True)
+class SessionDone(Event):
+    exit_code: int
+    overrides: int

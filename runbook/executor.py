@@ -1,0 +1,449 @@
+"""The loop: decide -> do -> append -> apply. The journal's one writer, and the child's one parent.
+
+Whatever it does is repeated safely after a kill: each act either left its line in the journal or
+is done again from the same state.
+"""
+
+import os
+import socket
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+
+from runbook import artifacts, manifest
+from runbook import events as ev
+from runbook import machine as m
+from runbook.contract import Committed, Json, Judgement, Metric, PhaseResult
+from runbook.errors import NeedsPersonError, PausedError, PhaseError, RunbookError
+from runbook.fingerprint import plan_document
+from runbook.journal import Clock, Entry, Journal, batches, facts, read_entries, seconds_spent
+from runbook.plan import Gate, Plan, PlannedStep
+from runbook.process import Failed, Finished, Lost, Paused, Worker, end_orphans, signals
+from runbook.review import Reviewer, ReviewRequest
+from runbook.worker import Job
+from runbook.workspace import Workspace, stamp
+
+Gates = Callable[[Gate, tuple[Metric, ...], bool], Judgement]
+"""The gate, the readings, and whether the sample cannot grow any more."""
+Progress = Callable[[Mapping[str, Json]], None]
+
+_PINNED = (ev.StepFinished, ev.GateJudged, ev.StepPassed, ev.ReviewDecided, ev.SessionDone)
+"""Facts that must never go missing unnoticed."""
+
+
+def run_session(  # noqa: PLR0913 - the seams are plain parameters
+    plan: Plan,
+    workspace: Workspace,
+    *,
+    gates: Gates,
+    reviewer: Reviewer,
+    on_progress: Progress = lambda _: None,
+    clock: Clock = time.time,
+) -> int:
+    """Run the session, or go on with it, to its end or its stop; return the exit code.
+
+    Raises:
+        ConfigError: the plan is not the one the journal was started with.
+        LockedError: another executor holds the workspace.
+        CorruptError: the journal is not what was appended.
+        NeedsPersonError: the journal cannot be written.
+    """
+    workspace.create()
+    done = _same_session(plan, read_entries(workspace)).done
+    if done:
+        return done.exit_code
+    with workspace.lock(), Journal(workspace, clock) as journal, signals() as stop:
+        end_orphans(workspace.root)
+        artifacts.remove_stale(workspace.root)
+        session = _Session(plan, workspace, journal, gates, reviewer, on_progress, clock, stop)
+        try:
+            return session.run()
+        finally:
+            session.close()
+
+
+def _same_session(
+    plan: Plan,
+    entries: Sequence[Entry],
+) -> m.State:
+    """The state of the journal; refuses one that was begun with another plan."""
+    known = facts(entries)
+    started = next((fact for fact in known if isinstance(fact, ev.SessionStarted)), None)
+    manifest.check_same_plan(plan, started)
+    return m.replay(plan, known)
+
+
+class Halt(Exception):  # noqa: N818 - a stop is not an error
+    """A stop whose cause is not in the journal: a signal, the clock, the disk."""
+
+    def __init__(self, reason: str, exit_code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.exit_code = exit_code
+        self.detail = detail
+
+
+class _Session:
+    def __init__(  # noqa: PLR0913, PLR0917 - made in one place, from run_session's parameters
+        self,
+        plan: Plan,
+        workspace: Workspace,
+        journal: Journal,
+        gates: Gates,
+        reviewer: Reviewer,
+        on_progress: Progress,
+        clock: Clock,
+        stop: Callable[[], str],
+    ) -> None:
+        self.plan = plan
+        self.workspace = workspace
+        self.journal = journal
+        self.gates = gates
+        self.reviewer = reviewer
+        self.on_progress = on_progress
+        self.clock = clock
+        self.stop = stop
+        self.state = m.replay(plan, facts(journal.entries))
+        self.worker: Worker | None = None
+        self.consulted: set[str] = set()
+        self.spent_before = seconds_spent(journal.entries)
+        self.began = clock()
+
+    def close(self) -> None:
+        if self.worker:
+            self.worker.close()
+            self.worker = None
+
+    def append(self, event: ev.Event) -> None:
+        self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
+        self.state = m.apply(self.plan, self.state, event)
+
+    def run(self) -> int:
+        try:
+            self._open()
+            while (code := self._advance()) is None:
+                pass
+        except Halt as halt:
+            return self._stop(halt.reason, halt.exit_code, halt.detail)
+        except Exception as error:
+            detail = str(error) if isinstance(error, RunbookError) else repr(error)
+            with suppress(OSError, RunbookError):
+                artifacts.write_text(self.workspace.log("executor"), traceback.format_exc())
+            with suppress(OSError, RunbookError):
+                # A poisoned journal takes no more; the error itself then says why it ended.
+                return self._stop("error", getattr(error, "code", 1), detail)
+            raise
+        return code
+
+    def _open(self) -> None:
+        if self.state.session:
+            self.append(ev.SessionResumed(os.getpid(), socket.gethostname()))
+            return
+        self.append(
+            ev.SessionStarted(
+                run_id=stamp(self._now()),
+                runbook=str(self.plan.runbook),
+                name=self.plan.name,
+                fingerprint=self.plan.fingerprint,
+                overrides=self.plan.overrides,
+                plan=plan_document(self.plan),
+                versions=manifest.provenance(self.plan),
+            )
+        )
+
+    def _now(self) -> datetime:
+        return datetime.fromtimestamp(self.clock(), UTC)
+
+    def _advance(self) -> int | None:  # noqa: C901 - one case per act
+        """Do the next act; the exit code where there is none left."""
+        if self.stop():
+            raise Halt("paused", PausedError.code, f"{self.stop()}; the same command goes on")
+        self._settle()
+        match m.decide(self.plan, self.state):
+            case m.RunStep() as run:
+                self._run_step(run)
+            case m.JudgeGate(step):
+                self._judge(step)
+            case m.PassStep(step):
+                self.append(ev.StepPassed(step, self.state.steps[step].attempt))
+            case m.SkipStep(step, phase, why):
+                self.append(ev.StepSkipped(step, phase, why))
+            case m.Extend(step, params):
+                self.append(ev.SampleExtended(step, self.state.steps[step].attempt, params))
+            case m.Adjust(step, changes, why):
+                self.append(ev.Adjusted(step, self.state.steps[step].attempt, changes, why))
+            case m.AskReview(step, attempt, reason):
+                path = self.workspace.review(self._now(), f"{step}_{attempt}_{reason}")
+                where = self.workspace.relative(path).replace(" ", "_")
+                self.append(ev.ReviewRequested(f"{step}-{attempt}", step, attempt, reason, where))
+            case m.Stop(reason, exit_code, detail):
+                return self._stop(reason, exit_code, detail)
+            case m.Finish(exit_code):
+                self.append(ev.SessionDone(exit_code, self.state.overrides))
+                self._project()
+                return exit_code
+        return None
+
+    def _stop(self, reason: str, exit_code: int, detail: str) -> int:
+        self.append(ev.SessionStopped(reason, exit_code, detail))
+        self._project()
+        return exit_code
+
+    def _settle(self) -> None:
+        """Pay what an earlier act, perhaps of a killed process, still owes."""
+        for name, mine in self.state.steps.items():
+            if mine.manifest_owed:
+                self._write_manifest(self.plan.step(name))
+        waiting = self.state.open_review
+        review = self.state.steps[waiting].review if waiting else None
+        if waiting and review and review.review_id not in self.consulted:
+            self.consulted.add(review.review_id)
+            self._consult(waiting)
+
+    def _write_manifest(self, step: PlannedStep) -> None:
+        mine = self.state.steps[step.name]
+        assert mine.started is not None
+        shared = sum(other.output == step.output for other in self.plan.steps) > 1
+        output = self.workspace.inside(mine.started.output)
+        path = self.workspace.manifest(output, step.name if shared else "")
+        sha = artifacts.write_json(path, manifest.step_manifest(self.plan, self.state, step))
+        where = self.workspace.relative(path)
+        self.append(ev.ManifestWritten(step.name, mine.attempt, where, sha))
+        self._project()
+
+    def _project(self) -> None:
+        if self.state.session is None:
+            return
+        known = facts(self.journal.entries)
+        written = [fact for fact in known if isinstance(fact, ev.ManifestWritten)]
+        artifacts.write_json(
+            self.workspace.session_manifest(self.state.session.run_id),
+            manifest.session_manifest(self.plan, self.state, written),
+        )
+
+    def _consult(self, name: str) -> None:
+        mine = self.state.steps[name]
+        step = self.plan.step(name)
+        review, judged, finished = mine.review, mine.judged, mine.finished
+        assert review is not None
+        assert judged is not None
+        assert finished is not None
+        request = ReviewRequest(
+            review_id=review.review_id,
+            step=name,
+            attempt=mine.attempt,
+            reason=review.reason,
+            allowed=m.ALLOWED[review.reason],
+            run_id=self.state.session.run_id if self.state.session else "",
+            workspace=self.workspace.root,
+            path=review.path,
+            verdict=judged.verdict,
+            criteria=judged.criteria,
+            reasons=judged.reasons,
+            metrics=finished.metrics,
+            params=m.params_of(self.plan, self.state, name),
+            adjustable=step.adjustable,
+            failures=mine.failures,
+            retries=step.retries,
+            summary=finished.summary,
+            flagged=finished.flagged,
+            samples=finished.samples,
+        )
+        answer = self.reviewer(request)
+        if answer is None:
+            return
+        decided = ev.ReviewDecided(
+            review.review_id,
+            answer.action,
+            dict(answer.changes),
+            answer.reason,
+            answer.author,
+            answer.person,
+        )
+        refusal = m.refuse_decision(self.plan, self.state, decided)
+        if refusal:
+            self.on_progress({"review": review.review_id, "refused": refusal})
+        else:
+            self.append(decided)
+
+    def _judge(self, name: str) -> None:
+        mine = self.state.steps[name]
+        gate = self.plan.step(name).gate
+        assert gate is not None
+        assert mine.finished is not None
+        final = mine.look > 1 or gate.extend is None
+        judged = self.gates(gate, mine.finished.metrics, final)
+        self.append(
+            ev.GateJudged(
+                name,
+                mine.attempt,
+                mine.look,
+                judged.verdict.value,
+                tuple(ev.encode(criterion) for criterion in judged.criteria),
+                judged.reasons,
+                judged.sentinel_tripped,
+            )
+        )
+
+    def _budget_left(self) -> bool:
+        limit = self.plan.budget.get("wall_clock_s")
+        return limit is None or self.spent_before + self.clock() - self.began < float(limit)
+
+    def _halt_for_budget(self) -> Halt:
+        limit = self.plan.budget.get("wall_clock_s")
+        return Halt("budget", 4, f"the session's wall clock budget of {limit} s is spent")
+
+    def _run_step(self, run: m.RunStep) -> None:
+        if not self._budget_left():
+            raise self._halt_for_budget()
+        step = self.plan.step(run.step)
+        try:
+            inputs = manifest.verified_inputs(self.state, self.workspace, step)
+        except NeedsPersonError as error:
+            raise Halt("missing manifest", error.code, str(error)) from error
+        output, started_at = self._place(step)
+        known = batches(self.journal.entries, run.step, run.attempt)
+        work = self.workspace.work(run.step, run.attempt)
+        artifacts.make_directory(work)
+        artifacts.make_directory(self.workspace.inside(output))
+        self.append(ev.StepStarted(run.step, run.attempt, run.look, run.params, output, started_at))
+        job = Job(
+            function=step.function,
+            search=str(self.plan.runbook.parent),
+            log=str(self.workspace.log(step.name)),
+            step=run.step,
+            attempt=run.attempt,
+            look=run.look,
+            seed=self.plan.seed,
+            params=run.params,
+            model=self.plan.model,
+            engine=self.plan.engine,
+            workspace=self.workspace.root,
+            work=work,
+            output=self.workspace.inside(output),
+            inputs=inputs,
+            provenance=manifest.provenance(self.plan),
+            committed=tuple(known.values()),
+        )
+        self._finish_step(run, self._run_job(run, job, known))
+
+    def _run_job(
+        self, run: m.RunStep, job: Job, known: dict[str, Committed]
+    ) -> ev.StepFinished | Failed | Paused | Lost:
+        begin = self.clock()
+        try:
+            outcome = self._worker_for(run.params).run(
+                job,
+                on_commit=lambda batch: self._commit(run, known, batch),
+                on_progress=lambda fields: self.on_progress(
+                    {"step": run.step, "attempt": run.attempt, **fields}
+                ),
+                stop=lambda: bool(self.stop()),
+            )
+            if isinstance(outcome, Finished):
+                return self._finished(run, outcome.result, self.clock() - begin)
+        except PhaseError as error:
+            return Failed(error.what, error.where, error.fix, error.code, "")
+        return outcome
+
+    def _finished(self, run: m.RunStep, result: PhaseResult, seconds: float) -> ev.StepFinished:
+        for artifact in result.artifacts:
+            path = self.workspace.inside(artifact.path)
+            if not path.exists() or (path.is_file() and path.stat().st_size != artifact.bytes):
+                raise PhaseError(
+                    f"the step declared {artifact.name!r}, which is not there as declared",
+                    where=artifact.path,
+                    fix="describe an artifact after its last byte is written",
+                )
+        return ev.StepFinished(
+            run.step,
+            run.attempt,
+            run.look,
+            result.metrics,
+            result.artifacts,
+            result.tokens,
+            seconds,
+            result.summary,
+            result.flagged,
+            result.samples,
+        )
+
+    def _finish_step(
+        self, run: m.RunStep, outcome: ev.StepFinished | Failed | Paused | Lost
+    ) -> None:
+        match outcome:
+            case ev.StepFinished():
+                self.append(outcome)
+                return
+            case Failed(what, where, fix, code, tail):
+                # What a failed step leaves in memory must not meet the next one.
+                self.close()
+                error = str(RunbookError(what, where=where, fix=fix))
+                self.append(ev.StepFailed(run.step, run.attempt, error, tail, code))
+                return
+            case Lost(cause):
+                self.worker = None
+            case Paused():
+                cause = "paused after a committed batch"
+        self.append(ev.StepInterrupted(run.step, run.attempt, self.stop() or cause))
+        if isinstance(outcome, Paused) and not self.stop():
+            if not self._budget_left():
+                raise self._halt_for_budget()
+            raise Halt("paused", PausedError.code, f"{run.step} paused itself")
+
+    def _commit(self, run: m.RunStep, known: dict[str, Committed], batch: Committed) -> bool:
+        """Make a batch durable, or refuse it; whether the step is to pause here."""
+        if batch.key in known:
+            if known[batch.key].sha256 != batch.sha256:
+                raise PhaseError(
+                    f"batch {batch.key!r} was committed before with other bytes",
+                    where=batch.path,
+                    fix="ask channel.committed(key) before making a batch",
+                )
+        else:
+            path = self.workspace.inside(batch.path)
+            if not path.is_file() or artifacts.sha256_file(path) != batch.sha256:
+                raise PhaseError(
+                    f"batch {batch.key!r} is not on disk as declared",
+                    where=batch.path,
+                    fix="write it with runbook.artifacts before it is committed",
+                )
+            self.append(
+                ev.BatchCommitted(
+                    run.step, run.attempt, batch.key, batch.path, batch.sha256, batch.records
+                )
+            )
+            known[batch.key] = batch
+        return bool(self.stop()) or not self._budget_left()
+
+    def _worker_for(self, params: Mapping[str, Json]) -> Worker:
+        """The child that has this step's model loaded, or a new one."""
+        plan = self.plan
+        loaded = [plan.model, params.get("quantization"), plan.engine, plan.environment]
+        key = artifacts.canonical_json(ev.encode(loaded))
+        if self.worker and self.worker.key != key:
+            self.close()
+        if self.worker is None:
+            environment = dict(plan.environment)
+            threads = plan.engine.get("threads")
+            if threads is not None:
+                environment.setdefault("OMP_NUM_THREADS", str(threads))
+            log = self.workspace.log("worker")
+            self.worker = Worker(key, self.workspace.root, log, environment)
+            self.worker.start()
+        return self.worker
+
+    def _place(self, step: PlannedStep) -> tuple[str, str]:
+        """The attempt's output folder and its start; an attempt that goes on keeps both."""
+        mine = self.state.steps[step.name]
+        if mine.started:
+            return mine.started.output, mine.started.started_at
+        moment = self._now()
+        output = self.workspace.output(step.output, moment)
+        while "{time}" in step.output and output.exists():
+            # Two attempts within one second must not share a folder.
+            moment += timedelta(seconds=1)
+            output = self.workspace.output(step.output, moment)
+        return self.workspace.relative(output), moment.isoformat()

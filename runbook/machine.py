@@ -1,0 +1,502 @@
+"""What follows from what happened: ``apply`` folds facts, ``decide`` names the next act. Pure.
+
+No clock and no I/O, so every path can be walked in a test. Every run ends: attempts, looks,
+reviews and interruptions are all counted, and a stop is an act like any other.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
+from enum import Enum
+
+from runbook import events as ev
+from runbook.contract import Json
+from runbook.errors import CorruptError
+from runbook.params import find_param, is_number
+from runbook.plan import Plan, PlannedStep, Range
+
+MAX_INTERRUPTIONS = 5
+"""In a row, without one batch committed in between."""
+
+
+class Status(Enum):
+    PENDING = "pending"
+    RUNNING = "running"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    FINISHED = "finished"
+    JUDGED = "judged"
+    PASSED = "passed"
+    SKIPPED = "skipped"
+
+
+@dataclass(frozen=True)
+class Review:
+    review_id: str
+    reason: str
+    path: str
+    decision: ev.ReviewDecided | None = None
+
+
+@dataclass(frozen=True)
+class StepState:
+    status: Status = Status.PENDING
+    attempt: int = 1
+    look: int = 1
+    changes: Mapping[str, Json] = field(default_factory=dict)
+    """Adjustments and a reviewer's changes so far, by dotted parameter."""
+    extension: Mapping[str, Json] = field(default_factory=dict)
+    failures: int = 0
+    """Of this step's gate, over all attempts."""
+    interruptions: int = 0
+    started: ev.StepStarted | None = None
+    finished: ev.StepFinished | None = None
+    failed: ev.StepFailed | None = None
+    judged: ev.GateJudged | None = None
+    review: Review | None = None
+    overridden: bool = False
+    manifest: ev.ManifestWritten | None = None
+    manifest_owed: bool = False
+    """A verdict stands, and the manifest that says so is not written yet."""
+
+
+@dataclass(frozen=True)
+class State:
+    steps: Mapping[str, StepState]
+    session: ev.SessionStarted | None = None
+    stop: ev.SessionStopped | None = None
+    done: ev.SessionDone | None = None
+
+    @property
+    def overrides(self) -> int:
+        """How many gates stand passed by a person's word."""
+        return sum(step.overridden for step in self.steps.values())
+
+    @property
+    def open_review(self) -> str | None:
+        """The step whose review has no decision yet."""
+        waiting = (n for n, s in self.steps.items() if s.review and s.review.decision is None)
+        return next(waiting, None)
+
+
+@dataclass(frozen=True)
+class RunStep:
+    step: str
+    attempt: int
+    look: int
+    params: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class JudgeGate:
+    step: str
+
+
+@dataclass(frozen=True)
+class PassStep:
+    step: str
+
+
+@dataclass(frozen=True)
+class SkipStep:
+    step: str
+    phase: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Extend:
+    step: str
+    params: Mapping[str, Json]
+
+
+@dataclass(frozen=True)
+class Adjust:
+    step: str
+    changes: Mapping[str, Json]
+    """Parameter -> its new value."""
+    why: str
+
+
+@dataclass(frozen=True)
+class AskReview:
+    step: str
+    attempt: int
+    reason: str
+    allowed: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stop:
+    reason: str
+    exit_code: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class Finish:
+    exit_code: int
+
+
+Action = RunStep | JudgeGate | PassStep | SkipStep | Extend | Adjust | AskReview | Stop | Finish
+
+ALLOWED: Mapping[str, tuple[str, ...]] = {
+    "gate failed": ("retry", "stop", "override"),
+    "closing": ("override",),
+    "sentinel": ("stop", "override"),
+    "instrument": ("stop", "override"),
+    "underpowered": ("stop", "override"),
+}
+"""Why a review is asked -> what it may answer."""
+_ADVISORY = frozenset({"sentinel", "closing"})
+"""Reviews that nobody waits for: the session is stopped for its own reason."""
+
+
+def initial(plan: Plan) -> State:
+    return State({step.name: StepState() for step in plan.steps})
+
+
+def replay(plan: Plan, facts: Iterable[ev.Event]) -> State:
+    """The state that these facts lead to."""
+    state = initial(plan)
+    for fact in facts:
+        state = apply(plan, state, fact)
+    return state
+
+
+def params_of(plan: Plan, state: State, step: str) -> dict[str, Json]:
+    """A step's parameters with every change so far."""
+    mine = state.steps[step]
+    return _overlay(_overlay(plan.step(step).params, mine.changes), mine.extension)
+
+
+def rerun_range(plan: Plan, step: PlannedStep) -> tuple[PlannedStep, ...]:
+    """The steps that a retry of this step's gate runs again."""
+    names = [s.name for s in plan.steps]
+    first = names.index(step.rerun_from) if step.rerun_from else names.index(step.name)
+    return plan.steps[first : names.index(step.name) + 1]
+
+
+def decide(plan: Plan, state: State) -> Action:
+    """The one next act."""
+    if state.done:
+        return Finish(state.done.exit_code)
+    if state.stop:
+        return Stop(state.stop.reason, state.stop.exit_code, state.stop.detail)
+    for step in plan.steps:
+        mine = state.steps[step.name]
+        if mine.status not in (Status.PASSED, Status.SKIPPED):
+            return _decide_step(plan, state, step, mine)
+    return Finish(6 if state.overrides else 0)
+
+
+def _decide_step(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
+    phase = next((p for p in plan.phases if p.name == step.phase), None)
+    match mine.status:
+        case Status.FINISHED:
+            return JudgeGate(step.name) if step.gate else PassStep(step.name)
+        case Status.JUDGED:
+            return _decide_judged(plan, state, step, mine)
+        case Status.FAILED if mine.failed:
+            return Stop("error", mine.failed.exit_code, f"{step.name}: {mine.failed.error}")
+        case _ if not step.enabled or (phase and not phase.enabled):
+            return SkipStep(step.name, step.phase, "disabled in the runbook")
+        case _ if mine.interruptions > MAX_INTERRUPTIONS:
+            detail = f"{step.name} was interrupted {mine.interruptions} times without a new batch"
+            return Stop("no progress", 1, detail)
+        case _:
+            params = params_of(plan, state, step.name)
+            return RunStep(step.name, mine.attempt, mine.look, params)
+
+
+def _decide_judged(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
+    assert mine.judged is not None
+    if mine.review:
+        return _after_review(step, mine, mine.review, mine.judged)
+    match mine.judged:
+        case ev.GateJudged(sentinel=True):
+            return _ask(step, mine, "sentinel")
+        case ev.GateJudged(verdict="fail"):
+            return _decide_failure(plan, state, step, mine)
+        case ev.GateJudged(verdict="underpowered"):
+            if mine.look == 1 and step.gate and step.gate.extend is not None:
+                return Extend(step.name, step.gate.extend)
+            return _ask(step, mine, "underpowered")
+        case _:
+            return _ask(step, mine, "instrument")
+
+
+def _decide_failure(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
+    if mine.failures > step.retries:
+        return _ask(step, mine, "closing")
+    if mine.failures < step.review_after:
+        adjustment = _adjustment(plan, state, step, mine)
+        if adjustment:
+            return adjustment
+    return _ask(step, mine, "gate failed")
+
+
+def _ask(step: PlannedStep, mine: StepState, reason: str) -> AskReview:
+    return AskReview(step.name, mine.attempt, reason, ALLOWED[reason])
+
+
+def _after_review(
+    step: PlannedStep, mine: StepState, review: Review, judged: ev.GateJudged
+) -> Stop:
+    detail = f"{step.name}, attempt {mine.attempt}: {'; '.join(judged.reasons) or judged.verdict}"
+    if review.reason == "sentinel":
+        return Stop("sentinel", 5, detail)
+    if review.decision is None and review.reason not in _ADVISORY:
+        return Stop("review", 3, f"{detail} (review {review.review_id} awaits a person's decision)")
+    return Stop(review.reason, 3, detail)
+
+
+def _adjustment(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Adjust | None:
+    """The declared answer to what failed; None where nothing declared would change anything."""
+    assert mine.judged is not None
+    failed = {c.get("metric") for c in mine.judged.criteria if c.get("verdict") == "fail"}
+    now = {s.name: params_of(plan, state, s.name) for s in rerun_range(plan, step)}
+    changes: dict[str, Json] = {}
+    why = []
+    for adjustment in step.adjustments:
+        if adjustment.when not in failed:
+            continue
+        before = dict(changes)
+        for name, operation in adjustment.change.items():
+            owners = [
+                value for params in now.values() if (value := _find(params, name)) is not None
+            ]
+            if not owners:
+                continue
+            current = changes.get(name, owners[0])
+            value = _adjusted(current, operation, step.adjustable.get(name))
+            if value != owners[0]:
+                changes[name] = value
+            else:
+                changes.pop(name, None)
+        if changes != before:
+            why.append(adjustment.why)
+    return Adjust(step.name, changes, "; ".join(why)) if changes else None
+
+
+def refuse_decision(  # noqa: PLR0911 - one reason a line
+    plan: Plan, state: State, decided: ev.ReviewDecided
+) -> str:
+    """Why this decision cannot stand; empty where it can. Asked before it is appended."""
+    found = [
+        (plan.step(name), mine, mine.review)
+        for name, mine in state.steps.items()
+        if mine.review and mine.review.review_id == decided.review_id
+    ]
+    if not found:
+        return f"there is no review {decided.review_id!r}"
+    step, _, review = found[0]
+    override = decided.action == "override"
+    if review.decision and not (override and review.decision.action == "stop"):
+        return f"review {decided.review_id} is decided already: {review.decision.action}"
+    if decided.action not in ALLOWED[review.reason]:
+        allowed = ", ".join(ALLOWED[review.reason])
+        return f"{decided.action!r} is not allowed here; allowed: {allowed}"
+    if override and not decided.person:
+        return "only a person may override"
+    if override and not decided.reason.strip():
+        return "an override needs a reason"
+    if decided.changes and decided.action != "retry":
+        return f"{decided.action!r} takes no changes"
+    params = [params_of(plan, state, s.name) for s in rerun_range(plan, step)]
+    return _refuse_changes(decided.changes, step.adjustable, params)
+
+
+def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0911, PLR0912 - one case per fact
+    """The state after this fact. A decision that cannot stand changes nothing."""
+    match event:
+        case ev.SessionStarted():
+            return replace(state, session=event)
+        case ev.SessionResumed():
+            return _resume(state)
+        case ev.SessionStopped():
+            return replace(state, stop=event)
+        case ev.SessionDone():
+            return replace(state, done=event, stop=None)
+        case ev.ReviewDecided():
+            return _decided(plan, state, event)
+        case ev.Adjusted():
+            return _rerun(plan, state, _planned(plan, event.step), event.changes)
+        case ev.StepStarted():
+            return _with(state, event.step, status=Status.RUNNING, started=event, failed=None)
+        case ev.BatchCommitted():
+            return _with(state, event.step, interruptions=0)
+        case ev.StepFinished():
+            return _with(state, event.step, status=Status.FINISHED, finished=event, interruptions=0)
+        case ev.StepFailed():
+            return _with(state, event.step, status=Status.FAILED, failed=event)
+        case ev.StepInterrupted():
+            return _interrupt(state, event.step)
+        case ev.GateJudged():
+            return _judge(state, event)
+        case ev.StepPassed():
+            return _with(state, event.step, status=Status.PASSED, manifest_owed=True)
+        case ev.ManifestWritten():
+            return _with(state, event.step, manifest=event, manifest_owed=False)
+        case ev.SampleExtended():
+            return _with(state, event.step, status=Status.PENDING, look=2, extension=event.params)
+        case ev.ReviewRequested():
+            review = Review(event.review_id, event.reason, event.path)
+            return _with(state, event.step, review=review)
+        case ev.StepSkipped():
+            return _with(state, event.step, status=Status.SKIPPED)
+        case _:
+            raise TypeError(f"not a fact of the journal: {event!r}")
+
+
+def _planned(plan: Plan, name: str) -> PlannedStep:
+    try:
+        return plan.step(name)
+    except KeyError:
+        raise _stranger(name) from None
+
+
+def _stranger(name: str) -> CorruptError:
+    fix = "run it with the runbook that the journal was started with"
+    return CorruptError(f"the journal speaks of step {name!r}, which the plan lacks", fix=fix)
+
+
+def _with(state: State, name: str, **changes: object) -> State:
+    if name not in state.steps:
+        raise _stranger(name)
+    step = replace(state.steps[name], **changes)  # type: ignore[arg-type]  # checked by the callers
+    return replace(state, steps={**state.steps, name: step})
+
+
+def _interrupt(state: State, name: str) -> State:
+    count = state.steps[name].interruptions + 1 if name in state.steps else 1
+    return _with(state, name, status=Status.INTERRUPTED, interruptions=count)
+
+
+def _resume(state: State) -> State:
+    """A rerun cures an error and an interruption; what waits for a person stops it again."""
+    forgive = state.stop is not None and state.stop.reason == "no progress"
+    state = replace(state, stop=None)
+    for name, step in state.steps.items():
+        if step.status is Status.RUNNING:
+            state = _interrupt(state, name)
+        elif step.status is Status.FAILED:
+            state = _with(state, name, status=Status.INTERRUPTED)
+        if forgive:
+            state = _with(state, name, interruptions=0)
+    return state
+
+
+def _judge(state: State, event: ev.GateJudged) -> State:
+    passed = event.verdict == "pass" and not event.sentinel
+    failed = event.verdict == "fail" and not event.sentinel
+    state = _with(
+        state,
+        event.step,
+        status=Status.PASSED if passed else Status.JUDGED,
+        judged=event,
+        manifest_owed=True,
+    )
+    return _with(state, event.step, failures=state.steps[event.step].failures + failed)
+
+
+def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
+    if refuse_decision(plan, state, event):
+        return state
+    name, review = next(
+        (name, step.review)
+        for name, step in state.steps.items()
+        if step.review and step.review.review_id == event.review_id
+    )
+    state = _with(state, name, review=replace(review, decision=event))
+    match event.action:
+        case "retry":
+            return _rerun(plan, replace(state, stop=None), plan.step(name), event.changes)
+        case "override":
+            return _with(
+                replace(state, stop=None),
+                name,
+                status=Status.PASSED,
+                overridden=True,
+                manifest_owed=True,
+            )
+        case _:
+            return state
+
+
+def _rerun(plan: Plan, state: State, gate: PlannedStep, changes: Mapping[str, Json]) -> State:
+    """Back to the gate's ``rerun_from``, all under one new attempt number."""
+    steps = [s for s in rerun_range(plan, gate) if state.steps[s.name].status is not Status.SKIPPED]
+    attempt = max(state.steps[s.name].attempt for s in steps) + 1
+    for step in steps:
+        old = state.steps[step.name]
+        mine = {
+            name: value
+            for name, value in changes.items()
+            if _find(params_of(plan, state, step.name), name) is not None
+        }
+        fresh = StepState(attempt=attempt, changes={**old.changes, **mine}, failures=old.failures)
+        state = replace(state, steps={**state.steps, step.name: fresh})
+    return state
+
+
+def _find(params: Mapping[str, Json], name: str) -> Json:
+    """The value under a dotted name; None where there is none."""
+    try:
+        return find_param(dict(params), name)
+    except KeyError:
+        return None
+
+
+def _overlay(params: Mapping[str, Json], changes: Mapping[str, Json]) -> dict[str, Json]:
+    """A copy with values replaced under dotted names; an unknown name is added at the top."""
+    result = deepcopy(dict(params))
+    for name, value in changes.items():
+        *outer, last = name.split(".") if _find(result, name) is not None else [name]
+        holder: Json = find_param(result, ".".join(outer)) if outer else result
+        holder[int(last) if isinstance(holder, list) else last] = deepcopy(value)
+    return result
+
+
+def _adjusted(current: Json, operation: Mapping[str, Json], bounds: Range | None) -> Json:
+    """The value after ``add``, ``multiply`` or ``set``, held within the bounds."""
+    value = current
+    for verb, operand in operation.items():
+        match verb:
+            case "add":
+                value = value + operand
+            case "multiply":
+                value = value * operand
+            case "set":
+                value = operand
+            case _:
+                raise ValueError(f"unknown adjustment {verb!r}; known: add, multiply, set")
+    if not is_number(value):
+        return value
+    if bounds:
+        value = min(max(value, bounds.min), bounds.max)
+    # Twelve digits: 0.7 + 0.1 is meant to be 0.8.
+    value = round(value, 12)
+    whole = isinstance(current, int) and float(value).is_integer()
+    return int(value) if whole else value
+
+
+def _refuse_changes(
+    changes: Mapping[str, Json],
+    adjustable: Mapping[str, Range],
+    params: Iterable[Mapping[str, Json]],
+) -> str:
+    """Why a reviewer's changes cannot stand; empty where they can."""
+    owners = tuple(params)
+    for name, value in changes.items():
+        if name not in adjustable:
+            return f"{name!r} is not adjustable; adjustable: {', '.join(adjustable) or 'nothing'}"
+        if not is_number(value) or not math.isfinite(value):
+            return f"{name!r} must be a finite number, found {value!r}"
+        low, high = adjustable[name].min, adjustable[name].max
+        if not low <= value <= high:
+            return f"{name!r} must lie between {low} and {high}, found {value}"
+        if all(_find(owner, name) is None for owner in owners):
+            return f"no step that would run again has a parameter {name!r}"
+    return ""

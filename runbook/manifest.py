@@ -1,0 +1,214 @@
+"""Provenance, and the manifests that say what a step or a session made and from what.
+
+A step's manifest is written last, after its verdict, so that its existence means complete. The
+session's manifest is a projection of the journal. Nothing here imports a heavy library: versions
+are read from the installed packages' metadata.
+"""
+
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from runbook import artifacts
+from runbook import events as ev
+from runbook.contract import Artifact, Json
+from runbook.errors import ConfigError, NeedsPersonError
+from runbook.events import encode
+from runbook.fingerprint import changed_fields, plan_document
+from runbook.machine import State, StepState
+from runbook.plan import Plan, PlannedStep
+from runbook.workspace import Workspace
+
+PACKAGES = ("runbook", "torch", "transformers", "trl", "peft")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Python's and the installed packages' versions; a missing package is left out."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+@cache
+def git_sha() -> str:
+    """The commit this code runs from, ``-dirty`` where it was edited; empty outside git."""
+    git = shutil.which("git")
+    here = Path(__file__).parent
+    if git is None or not (here.parent / ".git").exists():
+        return ""
+    describe = ["describe", "--always", "--dirty", "--abbrev=40", "--exclude", "*"]
+    done = subprocess.run(
+        [git, "-C", str(here), *describe], capture_output=True, text=True, timeout=30, check=False
+    )
+    return done.stdout.strip() if done.returncode == 0 else ""
+
+
+@cache
+def cpu() -> str:
+    """The processor's name as the kernel gives it."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in text.splitlines() if "model name" in line]
+    return names[0] if names else platform.machine()
+
+
+def provenance(plan: Plan) -> dict[str, Json]:
+    """What every record carries. No time, path or run id: a resumed dataset has the same bytes."""
+    return {
+        "git_sha": git_sha(),
+        "versions": dict(versions()),
+        "runbook": plan.name,
+        "fingerprint": plan.fingerprint,
+    }
+
+
+def environment() -> dict[str, Json]:
+    return {
+        **versions(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "git_sha": git_sha(),
+        "command": shlex.join(sys.argv),
+    }
+
+
+def step_manifest(plan: Plan, state: State, step: PlannedStep) -> dict[str, Json]:
+    """What this attempt ran with, made and was judged. The step has finished."""
+    mine = state.steps[step.name]
+    started, finished = mine.started, mine.finished
+    assert started is not None
+    assert finished is not None
+    return {
+        "run_id": state.session.run_id if state.session else "",
+        "step": step.name,
+        "phase": step.phase,
+        "function": step.function,
+        "attempt": mine.attempt,
+        "look": mine.look,
+        "seed": plan.seed,
+        "fingerprint": {"runbook": plan.fingerprint, "step": step.fingerprint},
+        "started_at": started.started_at,
+        "seconds": finished.seconds,
+        "tokens": finished.tokens,
+        "params": encode(started.params),
+        "overrides": list(plan.overrides),
+        "inputs": {name: _hashes(state.steps[name]) for name in step.inputs},
+        "outputs": [encode(artifact) for artifact in finished.artifacts],
+        "metrics": [encode(metric) for metric in finished.metrics],
+        "summary": encode(finished.summary),
+        **_outcome(mine),
+        "environment": environment(),
+    }
+
+
+def _hashes(source: StepState) -> dict[str, str]:
+    made: tuple[Artifact, ...] = source.finished.artifacts if source.finished else ()
+    return {artifact.name: artifact.sha256 for artifact in made}
+
+
+def _outcome(mine: StepState) -> dict[str, Json]:
+    """The verdict and its reasons; a step without a gate has none."""
+    judged = mine.judged
+    result: dict[str, Json] = {
+        "verdict": judged.verdict if judged else None,
+        "criteria": [dict(criterion) for criterion in judged.criteria] if judged else [],
+        "reasons": list(judged.reasons) if judged else [],
+        "overridden": None,
+    }
+    decision = mine.review.decision if mine.review else None
+    if mine.overridden and decision:
+        result["overridden"] = {"by": decision.author, "reason": decision.reason}
+    return result
+
+
+def session_manifest(plan: Plan, state: State, written: list[ev.ManifestWritten]) -> Json:
+    """Every manifest of the session in the order of writing, and how the session stands."""
+    session = state.session
+    assert session is not None
+    return {
+        "run_id": session.run_id,
+        "name": session.name,
+        "runbook": session.runbook,
+        "fingerprint": session.fingerprint,
+        "overrides": list(session.overrides),
+        "seed": plan.seed,
+        "steps": {
+            name: {
+                "status": mine.status.value,
+                "attempt": mine.attempt,
+                "verdict": mine.judged.verdict if mine.judged else None,
+                "overridden": mine.overridden,
+                "artifacts": [encode(a) for a in mine.finished.artifacts] if mine.finished else [],
+            }
+            for name, mine in state.steps.items()
+        },
+        "manifests": [encode(manifest) for manifest in written],
+        "stopped": encode(state.stop) if state.stop else None,
+        "done": encode(state.done) if state.done else None,
+        "environment": environment(),
+    }
+
+
+def check_same_plan(plan: Plan, started: ev.SessionStarted | None) -> None:
+    """Refuse to go on with other inputs than the session began with.
+
+    Raises:
+        ConfigError: it names the fields that changed.
+    """
+    if started is None or started.fingerprint == plan.fingerprint:
+        return
+    fields = "; ".join(changed_fields(started.plan, plan_document(plan)))
+    raise ConfigError(
+        f"the runbook changed since this session began: {fields or 'a file it names'}",
+        where=str(plan.runbook),
+        fix="undo the change, or begin a new session in another workspace",
+    )
+
+
+def verified_inputs(
+    state: State, workspace: Workspace, step: PlannedStep
+) -> dict[str, dict[str, Artifact]]:
+    """The artifacts that a step reads, checked against the journal.
+
+    Raises:
+        NeedsPersonError: a manifest or an artifact is missing or changed.
+    """
+    found: dict[str, dict[str, Artifact]] = {}
+    for name in step.inputs:
+        source = state.steps[name]
+        if source.manifest is None or source.finished is None:
+            raise _missing(step, name, "it was not run", "enable it, or drop it from inputs")
+        path = workspace.inside(source.manifest.path)
+        if not path.is_file() or artifacts.sha256_file(path) != source.manifest.sha256:
+            raise _missing(
+                step, name, f"{source.manifest.path} is missing or changed", "restore it"
+            )
+        for artifact in source.finished.artifacts:
+            if not _is_sound(workspace.inside(artifact.path), artifact):
+                raise _missing(step, name, f"{artifact.path} is missing or changed", "restore it")
+        found[name] = {artifact.name: artifact for artifact in source.finished.artifacts}
+    return found
+
+
+def _is_sound(path: Path, artifact: Artifact) -> bool:
+    if not path.is_dir():
+        return path.is_file() and artifacts.sha256_file(path) == artifact.sha256
+    if (path / artifacts.COMPLETE).exists():
+        return artifacts.is_complete(path)
+    return artifacts.sha256_tree(path) == artifact.sha256
+
+
+def _missing(step: PlannedStep, source: str, what: str, fix: str) -> NeedsPersonError:
+    return NeedsPersonError(f"{step.name} needs the manifest of {source}: {what}", fix=fix)

@@ -1,0 +1,281 @@
+"""Parent side of a step: one child in its own process group, and how its run ended.
+
+The child is never trusted to end well: it may be killed, hang or close its pipe, and each of these
+is an outcome, not an exception.
+"""
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+import runbook
+from runbook.artifacts import write_all
+from runbook.contract import Committed, Json, PhaseResult
+from runbook.events import decode, encode
+from runbook.worker import Job
+
+MARK = "RUNBOOK_WORKER_OF"
+"""Environment variable that says whose child a process is: the workspace's path."""
+_TICK_S = 0.1
+_CLOSE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Finished:
+    result: PhaseResult
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The step raised, or could not be imported."""
+
+    what: str
+    where: str
+    fix: str
+    code: int
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Paused:
+    """The step ended after a committed batch, as it was asked to."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """The child is gone without an answer."""
+
+    cause: str
+
+
+Outcome = Finished | Failed | Paused | Lost
+
+
+class Worker:
+    """One child process, good for many jobs that share ``key``."""
+
+    def __init__(
+        self, key: str, workspace: Path, log: Path, environment: Mapping[str, str]
+    ) -> None:
+        """``key`` names what is loaded; ``environment`` is set before anything is imported."""
+        self.key = key
+        self._workspace = workspace
+        self._log = log
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+        self._to_child = -1
+        self._from_child = -1
+        self._buffer = b""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        child_in, self._to_child = os.pipe()
+        self._from_child, child_out = os.pipe()
+        own = str(Path(runbook.__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))
+        environment = {
+            **os.environ,
+            **self._environment,
+            "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
+            MARK: str(self._workspace),
+        }
+        arguments = [str(child_in), str(child_out), str(os.getpid())]
+        with self._log.open("ab") as log:
+            # -P: the folder the command was typed in must not shadow a library.
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "runbook.worker", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                close_fds=True,
+                pass_fds=(child_in, child_out),
+                start_new_session=True,
+                env=environment,
+            )
+        os.close(child_in)
+        os.close(child_out)
+
+    def run(
+        self,
+        job: Job,
+        *,
+        on_commit: Callable[[Committed], bool],
+        on_progress: Callable[[Mapping[str, Json]], None],
+        stop: Callable[[], bool] = lambda: False,
+        grace_s: float = 3.0,
+    ) -> Outcome:
+        """Run one job to its end.
+
+        ``on_commit`` makes a batch durable and says whether the step is to pause there. Once
+        ``stop`` is true the child has ``grace_s`` seconds to reach a commit. An exception of
+        ``on_commit`` kills the child and passes.
+        """
+        try:
+            self._tell({"request": encode(job)})
+            return self._listen(on_commit, on_progress, stop, grace_s)
+        except BrokenPipeError:
+            return self._lost()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _listen(
+        self,
+        on_commit: Callable[[Committed], bool],
+        on_progress: Callable[[Mapping[str, Json]], None],
+        stop: Callable[[], bool],
+        grace_s: float,
+    ) -> Outcome:
+        deadline: float | None = None
+        while True:
+            if deadline is None and stop():
+                deadline = time.monotonic() + grace_s
+            if deadline is not None and time.monotonic() > deadline:
+                self.kill()
+                return Lost(f"no commit within {grace_s:g} s of the stop, so it was killed")
+            line = self._read_line()
+            if line is None:
+                continue
+            if not line:
+                return self._lost()
+            match json.loads(line):
+                case {"progress": fields}:
+                    on_progress(fields)
+                case {"commit": batch}:
+                    pause = on_commit(decode(Committed, batch))
+                    self._tell({"committed": batch["key"], "pause": pause})
+                case last:
+                    return _outcome(last)
+
+    def _tell(self, message: Mapping[str, Json]) -> None:
+        write_all(self._to_child, json.dumps(message, allow_nan=False).encode() + b"\n")
+
+    def _read_line(self) -> bytes | None:
+        """The next whole line; None where there is none yet, empty where there will be none."""
+        if b"\n" not in self._buffer:
+            ready, _, _ = select.select([self._from_child], [], [], _TICK_S)
+            if ready:
+                data = os.read(self._from_child, 1 << 16)
+                if not data:
+                    return b""
+                self._buffer += data
+            elif self._is_dead():
+                return b""
+        line, newline, rest = self._buffer.partition(b"\n")
+        if not newline:
+            return None
+        self._buffer = rest
+        return line
+
+    def _is_dead(self) -> bool:
+        """Without reaping it: its process group must keep its number until it is killed."""
+        assert self._process is not None
+        if self._process.returncode is not None:
+            return True
+        flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self._process.pid, flags) is not None
+
+    def _lost(self) -> Lost:
+        assert self._process is not None
+        limit = time.monotonic() + _CLOSE_S
+        while not self._is_dead() and time.monotonic() < limit:
+            time.sleep(_TICK_S / 10)
+        self.kill()
+        return Lost(_cause(self._process.returncode))
+
+    def kill(self) -> None:
+        """End the child and all that it started, at once."""
+        if self._process is None:
+            return
+        if self._process.returncode is None:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        for fd in (self._to_child, self._from_child):
+            if fd >= 0:
+                os.close(fd)
+        self._to_child = self._from_child = -1
+
+    def close(self) -> None:
+        """Let the child end by itself, then make sure of it."""
+        if self._process is None or self._to_child < 0:
+            return
+        os.close(self._to_child)
+        self._to_child = -1
+        limit = time.monotonic() + _CLOSE_S
+        while not self._is_dead() and time.monotonic() < limit:
+            time.sleep(_TICK_S / 10)
+        self.kill()
+
+
+def _outcome(message: Mapping[str, Json]) -> Outcome:
+    match message:
+        case {"result": result}:
+            return Finished(decode(PhaseResult, result))
+        case {"error": error}:
+            return Failed(**error)
+        case _:
+            return Paused()
+
+
+def _cause(code: int) -> str:
+    if code >= 0:
+        return f"the child exited with code {code} and no answer"
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return "SIGKILL: killed from outside, or the machine ran out of memory"
+    return f"the child died of {name}"
+
+
+def end_orphans(workspace: Path) -> int:
+    """Kill what an earlier executor's children left running; return how many there were.
+
+    The caller holds the workspace's lock, so whatever carries its mark has no executor any more.
+    """
+    me = psutil.Process()
+    spared = {me.pid, *(parent.pid for parent in me.parents())}
+    count = 0
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):
+            if process.pid not in spared and process.environ().get(MARK) == str(workspace):
+                process.kill()
+                count += 1
+    return count
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], str]]:
+    """Note SIGTERM and SIGINT instead of dying of them; yields the name of the first, or ''.
+
+    Only the main thread may set handlers; elsewhere this notes nothing.
+    """
+    caught: list[str] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        caught.append(signal.Signals(number).name)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: ""
+        return
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield lambda: caught[0] if caught else ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

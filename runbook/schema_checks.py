@@ -1,0 +1,223 @@
+"""Checks what ties a runbook's names together and to its files.
+
+A step whose own shape is wrong is not checked further, but its name counts, so that one mistake
+is told once. Disabled phases are checked like the others.
+"""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.contract import Json
+from runbook.params import all_params, expand, find_param, is_number
+from runbook.problems import Problem, printable, quoted, suggestion
+from runbook.schema_models import AdjustmentModel, RunbookModel, SpecModel, StepModel
+from runbook.step_function import check_function
+from runbook.yaml_source import Source, ValuePath, unreadable
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+
+
+@dataclass(frozen=True)
+class SpecFile:
+    """A spec as it was read."""
+
+    path: Path
+    source: Source
+    model: SpecModel | None
+    """None where its shape is wrong."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A step's place in the runbook."""
+
+    path: ValuePath
+    name: str
+    """Empty where it is missing."""
+    enabled: bool
+    step: StepModel | None
+    """None where its shape is wrong."""
+    spec: SpecFile | None = None
+    """None where there is none, or none that can be read."""
+
+
+def check_names(
+    source: Source, named: Sequence[tuple[ValuePath, str]], noun: str
+) -> Iterator[Problem]:
+    """Names that stand twice."""
+    seen: set[str] = set()
+    for path, name in named:
+        if name and name in seen:
+            what = f"there is a {noun} {quoted(name)} already"
+            yield source.problem((*path, "name"), what, "give it another name")
+        seen.add(name)
+
+
+def check_steps(source: Source, slots: Sequence[Slot], folder: Path) -> Iterator[Problem]:
+    """All that is wrong between the steps, and between a step and its files.
+
+    Args:
+        source: the runbook.
+        slots: its steps, in order.
+        folder: the runbook's folder.
+    """
+    yield from check_names(source, [(s.path, s.name) for s in slots], "step")
+    outputs: dict[str, str] = {}
+    for i, slot in enumerate(slots):
+        if slot.name in RunbookModel.model_fields:
+            what = f"{quoted(slot.name)} is a key of the runbook itself, which --set could not tell"
+            yield source.problem((*slot.path, "name"), what, "give the step another name")
+        if slot.step is None:
+            continue
+        yield from _check_links(source, slots, i, slot.step)
+        yield from _check_output(source, slot, slot.step, outputs)
+        wrong = check_function(slot.step.function, folder)
+        if wrong:
+            yield source.problem((*slot.path, "function"), *wrong)
+        spec = slot.spec.model if slot.spec else None
+        if slot.step.spec is None:
+            spec = SpecModel(spec=1)
+        if spec is not None:
+            yield from _check_adjusting(source, slot, slot.step, spec)
+
+
+def _check_links(
+    source: Source, slots: Sequence[Slot], index: int, step: StepModel
+) -> Iterator[Problem]:
+    slot = slots[index]
+    for i, name in enumerate(step.inputs):
+        wrong = _check_link(slots, index, name, itself=name == slot.name)
+        if wrong:
+            yield source.problem((*slot.path, "inputs", i), *wrong)
+    if step.rerun_from not in {None, slot.name}:
+        wrong = _check_link(slots, index, str(step.rerun_from), itself=False)
+        if wrong:
+            yield source.problem((*slot.path, "rerun_from"), *wrong)
+
+
+def _check_link(
+    slots: Sequence[Slot], index: int, name: str, *, itself: bool
+) -> tuple[str, str] | None:
+    """What is wrong with a step's naming an earlier one."""
+    earlier = {s.name: s for s in slots[:index]}
+    if itself or (name not in earlier and name in {s.name for s in slots}):
+        what = f"the step {quoted(name)} does not come earlier"
+        return what, "name an earlier step, or move that one up"
+    if name not in earlier:
+        return f"there is no step {quoted(name)}", suggestion(name, earlier)
+    if slots[index].enabled and not earlier[name].enabled:
+        what = f"the step {quoted(name)} is in a phase that is not enabled"
+        return what, "enable that phase, or take the name away"
+    return None
+
+
+def _check_output(
+    source: Source, slot: Slot, step: StepModel, taken: dict[str, str]
+) -> Iterator[Problem]:
+    path = (*slot.path, "output")
+    segments = step.output.replace("{time}", "0").split("/")
+    if step.output.startswith("/") or ".." in segments:
+        what = f"the output {quoted(step.output)} may lie outside the workspace"
+        yield source.problem(path, what, "write a folder relative to the workspace, without ..")
+    elif "{" in "".join(segments):
+        what = f"the output {quoted(step.output)} has an unknown placeholder"
+        yield source.problem(path, what, "the only placeholder is {time}")
+    elif not all(_SEGMENT.fullmatch(s) for s in segments):
+        what = f"{quoted(step.output)} is not the name of a folder"
+        fix = "use letters, digits, _, - and dots, with / between folders, as results/baseline"
+        yield source.problem(path, what, fix)
+    elif step.output in taken:
+        what = f"the step '{taken[step.output]}' has the same output"
+        yield source.problem(path, what, "give each step a folder of its own")
+    taken.setdefault(step.output, slot.name)
+
+
+def _check_adjusting(
+    source: Source, slot: Slot, step: StepModel, spec: SpecModel
+) -> Iterator[Problem]:
+    for name in step.adjustable:
+        wrong = _check_number(spec, name)
+        if wrong:
+            yield source.problem((*slot.path, "adjustable", name), *wrong, key=True)
+    metrics = [c.metric for c in spec.gate.criteria] if spec.gate else []
+    for i, adjustment in enumerate(step.adjustments):
+        path = (*slot.path, "adjustments", i)
+        if adjustment.when not in metrics:
+            what = f"the gate of '{slot.name}' has no criterion on {quoted(adjustment.when)}"
+            fix = suggestion(adjustment.when, metrics)
+            yield source.problem((*path, "when"), what, fix)
+        for name, wrong in _check_changes(step, spec, adjustment):
+            yield source.problem((*path, "change", name), *wrong, key=True)
+
+
+def _check_changes(
+    step: StepModel, spec: SpecModel, adjustment: AdjustmentModel
+) -> Iterator[tuple[str, tuple[str, str]]]:
+    for name, change in adjustment.change.items():
+        wrong = _check_number(spec, name)
+        allowed = step.adjustable.get(name)
+        if wrong:
+            yield name, wrong
+        elif allowed is None:
+            shown = printable(name)
+            fix = f"add {shown}: {{min: ..., max: ...}} under adjustable"
+            yield name, (f"'{shown}' is changed but not adjustable", fix)
+        elif change.set is not None and not allowed.min <= change.set <= allowed.max:
+            what = f"{change.set:g} is outside {allowed.min:g} to {allowed.max:g}"
+            yield name, (what, "set a value inside its range under adjustable")
+
+
+def _check_number(spec: SpecModel, name: str) -> tuple[str, str] | None:
+    try:
+        value = find_param(spec.params, name)
+    except KeyError:
+        numbers = [n for n, value in all_params(spec.params) if is_number(value)]
+        return f"the spec has no parameter {quoted(name)}", suggestion(name, numbers)
+    if not is_number(value):
+        what = f"the parameter {quoted(name)} is {quoted(value)}, not a number"
+        return what, "only numbers can be adjusted"
+    return None
+
+
+def check_files(spec: SpecFile, environ: Mapping[str, str]) -> Iterator[Problem]:
+    """Files a spec names that are not there, or that its parameters name otherwise.
+
+    The spec's shape may be wrong elsewhere.
+    """
+    raw = spec.source.value()
+    files, params = (_mapping(raw, key) for key in ("files", "params"))
+    for name, text in files.items():
+        path = ("files", name)
+        if not isinstance(text, str):
+            continue
+        unset = check_variables(spec.source, path, text, environ)
+        if unset:
+            yield unset
+            continue
+        wrong = unreadable(spec.path.parent / expand(text, environ))
+        if wrong:
+            yield spec.source.problem(path, *wrong, key=True)
+        if params.get(name, text) != text:
+            what = f"params and files give {quoted(name)} two values"
+            fix = "take it away from params: the path under files lands there"
+            yield spec.source.problem(("params", name), what, fix)
+
+
+def _mapping(raw: Json, key: str) -> dict[str, Json]:
+    value = raw.get(key) if isinstance(raw, dict) else None
+    return value if isinstance(value, dict) else {}
+
+
+def check_variables(
+    source: Source, path: ValuePath, text: str, environ: Mapping[str, str]
+) -> Problem | None:
+    """The problem with a ``${NAME}`` that cannot be replaced."""
+    try:
+        expand(text, environ)
+    except KeyError as error:
+        name = printable(str(error.args[0]))
+        fix = f"export {name}=... before the start, or write the value here"
+        return source.problem(path, f"the environment variable '{name}' is not set", fix)
+    return None

@@ -1,0 +1,270 @@
+"""The shape of runbook.yaml and of a spec YAML: pydantic models, strict, nothing unknown.
+
+They hold what can be said of one file alone. What ties names together, and what needs a disk, is
+checked in ``runbook.schema_checks``. The published JSON Schema is made from these models.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from runbook.problems import quoted
+
+REVIEWERS = ("human",)
+"""The reviewers that can be named today; others come later."""
+
+StopCondition = Literal["contamination", "dry", "thresholds", "provenance", "budget", "storage"]
+STOP_CONDITIONS: tuple[StopCondition, ...] = get_args(StopCondition)
+StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
+PhaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Text = Annotated[str, StringConstraints(min_length=1)]
+Number = Annotated[float, Field(allow_inf_nan=False)]
+Json = Any
+
+Version = Annotated[int, Field(ge=1, le=1)]
+"""The format's version; Literal[1] would take true for 1."""
+
+_SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = r"^[1-9][0-9]{0,8}[smh]$"
+
+
+def seconds(duration: str) -> float:
+    """The length in seconds of a ``Duration``."""
+    return int(duration[:-1]) * _SECONDS[duration[-1]]
+
+
+def _refuse(what: str, fix: str) -> PydanticCustomError:
+    return PydanticCustomError("rule", "{what}", {"what": what, "fix": fix})
+
+
+def _duration(value: object) -> object:
+    if not (isinstance(value, str) and re.fullmatch(_DURATION, value)):
+        fix = "write whole seconds, minutes or hours: 90s, 15m, 6h"
+        raise _refuse(f"{quoted(value)} is not a duration", fix)
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration), StringConstraints(pattern=_DURATION)]
+"""Whole seconds, minutes or hours: ``90s``, ``15m``, ``6h``."""
+
+
+class Strict(BaseModel):
+    """Unknown keys are errors, and no value is converted to another type."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, frozen=True, protected_namespaces=(), defer_build=True
+    )
+
+
+class SourceModel(Strict):
+    """Where the base model comes from: exactly one of ``pypi``, ``path``, ``hub``."""
+
+    pypi: Text | None = None
+    path: Text | None = None
+    hub: Text | None = None
+    revision: Revision | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        named = [k for k in ("pypi", "path", "hub") if getattr(self, k) is not None]
+        if len(named) != 1:
+            what = f"the model has {len(named)} sources"
+            raise _refuse(what, "name exactly one of pypi, path, hub")
+        if self.hub and not self.revision:
+            what = "a hub model without a revision can change overnight"
+            raise _refuse(what, "add revision: the 40-hex commit to load")
+        if self.revision and not self.hub:
+            raise _refuse(
+                "revision belongs to hub alone", "take revision away, or name a hub model"
+            )
+        return self
+
+
+class ModelModel(Strict):
+    """The base model and how it is fed; no default here could be a guess."""
+
+    name: Text
+    source: SourceModel
+    family: Text
+    prefix: Literal["bos", "none"]
+    chat_template: Literal["none", "shipped"]
+    dtype: Literal["bfloat16", "float32"]
+    quantization: Literal["none", "nf4"] = "none"
+
+
+class EngineModel(Strict):
+    """What generates text."""
+
+    name: Literal["transformers", "fake"] = "transformers"
+    device: Literal["cpu", "cuda"] = "cpu"
+    batch_size: Annotated[int, Field(ge=1)] = 8
+    threads: Annotated[int, Field(ge=1)] | None = None
+
+
+class BudgetModel(Strict):
+    """What the session may cost."""
+
+    wall_clock: Duration | None = None
+
+
+class PreflightModel(Strict):
+    """What the machine must offer before anything starts."""
+
+    gpus: Annotated[int, Field(ge=0)] = 0
+    free_disk_gib: Annotated[Number, Field(ge=0)] = 0.0
+
+
+class ReviewerModel(Strict):
+    """Who answers a review."""
+
+    provider: Text = REVIEWERS[0]
+
+    @model_validator(mode="after")
+    def _available(self) -> Self:
+        if self.provider not in REVIEWERS:
+            what = "this reviewer is not available; others come later"
+            raise _refuse(what, f"use one of: {', '.join(REVIEWERS)}")
+        return self
+
+
+class RangeModel(Strict):
+    """What a parameter may be set to, both ends included."""
+
+    min: Number
+    max: Number
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.min > self.max:
+            raise _refuse(f"min {self.min:g} is above max {self.max:g}", "swap the two")
+        return self
+
+
+class ChangeModel(Strict):
+    """One parameter's change: exactly one of ``add``, ``multiply``, ``set``."""
+
+    add: Number | None = None
+    multiply: Number | None = None
+    set: Number | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if len(self.model_fields_set) != 1:
+            what = f"a change has {len(self.model_fields_set)} operations"
+            raise _refuse(what, "write exactly one of add, multiply, set")
+        return self
+
+
+class AdjustmentModel(Strict):
+    """The declared answer to a first failure of the metric ``when``."""
+
+    when: Text
+    change: Annotated[dict[str, ChangeModel], Field(min_length=1)]
+    why: Text
+
+
+class StepModel(Strict):
+    """One function of a phase, with its parameters' file and its place in the workspace."""
+
+    name: StepName
+    function: Text
+    spec: Text | None = None
+    inputs: list[str] = Field(default_factory=list)
+    output: Text
+    retries: Annotated[int, Field(ge=0, le=5)] = 0
+    review_after: Annotated[int, Field(ge=1, le=2)] = 2
+    rerun_from: Text | None = None
+    adjustable: dict[str, RangeModel] = Field(default_factory=dict)
+    adjustments: list[AdjustmentModel] = Field(default_factory=list)
+
+
+class PhaseModel(Strict):
+    """A named group of steps."""
+
+    name: PhaseName
+    title: Text | None = None
+    enabled: bool = True
+    steps: Annotated[list[StepModel], Field(min_length=1)]
+
+
+class HeadModel(Strict):
+    """All of a runbook but its phases."""
+
+    runbook: Version
+    name: Text
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    model: ModelModel
+    engine: EngineModel = Field(default_factory=EngineModel)
+    budget: BudgetModel = Field(default_factory=BudgetModel)
+    environment: dict[VariableName, str] = Field(default_factory=dict)
+    preflight: PreflightModel = Field(default_factory=PreflightModel)
+    stop_conditions: list[StopCondition] = Field(default_factory=lambda: list(STOP_CONDITIONS))
+    reviewer: ReviewerModel = Field(default_factory=ReviewerModel)
+
+
+class RunbookModel(HeadModel):
+    """A whole runbook.yaml."""
+
+    phases: Annotated[list[PhaseModel], Field(min_length=1)]
+
+
+class CriterionModel(Strict):
+    """One condition of a gate: a metric compared with declared numbers."""
+
+    metric: Text
+    kind: Literal["census", "rate", "statistic", "p_value", "sentinel"]
+    below: Number | None = None
+    above: Number | None = None
+    at_most: Number | None = None
+    at_least: Number | None = None
+    min_n: Annotated[int, Field(ge=1)] = 1
+    at_max_n: Literal["rate", "bound"] = "rate"
+
+    @model_validator(mode="after")
+    def _comparable(self) -> Self:
+        lower = [x for x in (self.above, self.at_least) if x is not None]
+        upper = [x for x in (self.below, self.at_most) if x is not None]
+        if not lower and not upper:
+            what = f"the criterion on {self.metric} compares with nothing"
+            raise _refuse(what, "add one of below, above, at_most, at_least")
+        if self.kind in {"rate", "p_value"} and not all(0 <= x <= 1 for x in (*lower, *upper)):
+            what = f"a {self.kind} lies in [0, 1], the threshold does not"
+            raise _refuse(what, "write 5 % as 0.05")
+        if lower and upper and self._empty(max(lower), min(upper)):
+            what = f"no value of {self.metric} can pass: the lower limit is above the upper"
+            raise _refuse(what, "swap or widen the two limits")
+        if self.kind != "rate" and "at_max_n" in self.model_fields_set:
+            what = f"at_max_n is for a rate, not for a {self.kind}"
+            raise _refuse(what, "take at_max_n away")
+        return self
+
+    def _empty(self, lower: float, upper: float) -> bool:
+        open_end = self.above == lower or self.below == upper
+        return lower > upper or (lower == upper and open_end)
+
+
+class GateModel(Strict):
+    """What must hold for the step to pass."""
+
+    criteria: Annotated[list[CriterionModel], Field(min_length=1)]
+    extend: Annotated[dict[str, Json], Field(min_length=1)] | None = None
+
+
+class SpecModel(Strict):
+    """A whole spec YAML: parameters, input files, thresholds."""
+
+    spec: Version
+    params: dict[str, Json] = Field(default_factory=dict)
+    files: dict[str, Text] = Field(default_factory=dict)
+    gate: GateModel | None = None

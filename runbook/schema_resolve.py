@@ -1,0 +1,153 @@
+"""A checked runbook -> a ``Plan``: overrides applied, paths made absolute, fingerprints taken.
+
+Reads nothing but the bytes of declared files. What is wrong has been found before, in
+``runbook.schema``; only an override of a parameter and a vanished file can still fail here.
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from runbook.contract import Json
+from runbook.fingerprint import file_sha256, fingerprint, plan_document, step_fingerprint
+from runbook.overrides import Override, set_in_params
+from runbook.params import expand
+from runbook.plan import Adjustment, Criterion, Gate, Plan, PlannedPhase, PlannedStep, Range
+from runbook.problems import printable, to_error
+from runbook.schema_checks import Slot, SpecFile
+from runbook.schema_models import (
+    STOP_CONDITIONS,
+    AdjustmentModel,
+    GateModel,
+    PhaseModel,
+    RunbookModel,
+    SpecModel,
+    StepModel,
+    seconds,
+)
+
+
+class Resolver:
+    """Turns checked steps into planned ones, in order: a fingerprint rests on earlier ones."""
+
+    def __init__(
+        self,
+        runbook: RunbookModel,
+        slots: Sequence[Slot],
+        asked: Sequence[Override],
+        environ: Mapping[str, str],
+    ) -> None:
+        self.environ = environ
+        self.declared_model = runbook.model.model_dump(exclude_none=True)
+        self.engine = runbook.engine.model_dump(exclude_none=True)
+        self._seed = runbook.seed
+        self._asked = asked
+        self._specs = {slot.name: slot.spec for slot in slots}
+        self._fingerprints: dict[str, str] = {}
+
+    def planned(self, phase: PhaseModel, step: StepModel) -> PlannedStep:
+        """The step, resolved; the steps it reads must have been asked for before."""
+        spec = self._specs[step.name]
+        model = spec.model if spec and spec.model else SpecModel(spec=1)
+        files = self._files(spec) if spec else {}
+        params = copy.deepcopy(model.params) | dict.fromkeys(files, "")
+        for override in self._asked:
+            if override.first == step.name:
+                params = set_in_params(params, files, override)
+        params |= {name: str(path) for name, path in files.items()}
+        draft = PlannedStep(
+            name=step.name,
+            phase=phase.name,
+            enabled=phase.enabled,
+            function=step.function,
+            params=params,
+            files=files,
+            inputs=tuple(step.inputs),
+            output=step.output,
+            gate=_gate(model.gate) if model.gate else None,
+            retries=step.retries,
+            review_after=step.review_after,
+            rerun_from=step.rerun_from or step.name,
+            adjustable={name: Range(r.min, r.max) for name, r in step.adjustable.items()},
+            adjustments=tuple(_adjustment(a) for a in step.adjustments),
+            fingerprint="",
+            file_sha256=_hashes(spec, files) if spec else {},
+        )
+        return replace(draft, fingerprint=self._fingerprint(draft))
+
+    def _files(self, spec: SpecFile) -> dict[str, Path]:
+        declared = spec.model.files if spec.model else {}
+        folder = spec.path.parent
+        return {n: (folder / expand(text, self.environ)).resolve() for n, text in declared.items()}
+
+    def _fingerprint(self, step: PlannedStep) -> str:
+        made = step_fingerprint(
+            step,
+            model=self.declared_model,
+            engine=self.engine,
+            seed=self._seed,
+            inputs={name: self._fingerprints[name] for name in step.inputs},
+        )
+        self._fingerprints[step.name] = made
+        return made
+
+
+def _hashes(spec: SpecFile, files: Mapping[str, Path]) -> dict[str, str]:
+    hashes = {}
+    for name, path in files.items():
+        try:
+            hashes[name] = file_sha256(path)
+        except OSError as error:
+            what = f"{printable(str(path), longest=1000)} cannot be read: {error.strerror}"
+            fix = "check the file and the disk it is on"
+            raise to_error([spec.source.problem(("files", name), what, fix, key=True)]) from error
+    return hashes
+
+
+def _gate(gate: GateModel) -> Gate:
+    return Gate(tuple(Criterion(**c.model_dump()) for c in gate.criteria), gate.extend)
+
+
+def _adjustment(adjustment: AdjustmentModel) -> Adjustment:
+    change = {n: c.model_dump(exclude_none=True) for n, c in adjustment.change.items()}
+    return Adjustment(adjustment.when, change, adjustment.why)
+
+
+def make_plan(
+    path: Path, runbook: RunbookModel, resolver: Resolver, overrides: tuple[str, ...]
+) -> Plan:
+    """The whole plan; ``path`` is the runbook's, ``overrides`` are recorded as they are."""
+    steps = tuple(resolver.planned(phase, s) for phase in runbook.phases for s in phase.steps)
+    wall_clock = runbook.budget.wall_clock
+    plan = Plan(
+        name=runbook.name,
+        runbook=path.resolve(),
+        seed=runbook.seed,
+        phases=tuple(_phase(phase) for phase in runbook.phases),
+        steps=steps,
+        model=_located(resolver.declared_model, path.parent, resolver.environ),
+        engine=resolver.engine,
+        environment={n: expand(t, resolver.environ) for n, t in runbook.environment.items()},
+        preflight=runbook.preflight.model_dump(),
+        budget={"wall_clock_s": seconds(wall_clock)} if wall_clock else {},
+        stop_conditions=tuple(c for c in STOP_CONDITIONS if c in runbook.stop_conditions),
+        reviewer=runbook.reviewer.model_dump(),
+        overrides=overrides,
+        fingerprint="",
+        declared_model=resolver.declared_model,
+    )
+    return replace(plan, fingerprint=fingerprint(plan_document(plan)))
+
+
+def _phase(phase: PhaseModel) -> PlannedPhase:
+    names = tuple(step.name for step in phase.steps)
+    return PlannedPhase(phase.name, phase.title or phase.name, phase.enabled, names)
+
+
+def _located(model: dict[str, Json], folder: Path, environ: Mapping[str, str]) -> dict[str, Json]:
+    """The model section with its path made absolute; it starts from the runbook's folder."""
+    source = model["source"]
+    if "path" in source:
+        source = {"path": str((folder / expand(source["path"], environ)).resolve())}
+    return {**model, "source": source}

@@ -1,0 +1,213 @@
+"""Child side of a step: a request in, a result out, one JSON line each.
+
+Started by ``runbook.process.Worker`` with two inherited pipes, so that nothing a step prints can
+be taken for an answer. It dies with its parent, and stays alive between requests: a loaded model
+serves the next step that needs the same one. It never writes the journal.
+"""
+
+import ctypes
+import faulthandler
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from runbook.artifacts import canonical_json
+from runbook.contract import Artifact, Committed, Json, PhaseRequest, PhaseResult
+from runbook.errors import ConfigError, PausedError, PhaseError, RunbookError
+from runbook.events import decode, encode
+
+_PR_SET_PDEATHSIG = 1
+_PROGRESS_EVERY_S = 0.2
+_TRACEBACK_LINES = 20
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the child is asked to do: a ``PhaseRequest`` in a form that travels."""
+
+    function: str
+    """``module:function``."""
+    search: str
+    """The runbook's own folder, where user modules may lie."""
+    log: str
+    step: str
+    attempt: int
+    look: int
+    seed: int
+    params: Mapping[str, Json]
+    model: Mapping[str, Json]
+    engine: Mapping[str, Json]
+    workspace: Path
+    work: Path
+    output: Path
+    inputs: Mapping[str, Mapping[str, Artifact]]
+    provenance: Mapping[str, Json]
+    committed: tuple[Committed, ...]
+
+
+class PipeChannel:
+    """A step's line to the executor over the pipes."""
+
+    def __init__(self, answers: BinaryIO, fd_out: int, committed: tuple[Committed, ...]) -> None:
+        self._answers = answers
+        self._fd_out = fd_out
+        self._committed = {batch.key: batch for batch in committed}
+        self._last_progress = 0.0
+
+    def committed(self, key: str) -> Committed | None:
+        return self._committed.get(key)
+
+    def commit(self, batch: Committed) -> None:
+        send(self._fd_out, {"commit": encode(batch)})
+        line = self._answers.readline()
+        if not line:
+            os._exit(1)
+        answer = json.loads(line)
+        if answer.get("committed") != batch.key:
+            raise PhaseError(f"the executor answered {answer!r} to the commit of {batch.key!r}")
+        self._committed[batch.key] = batch
+        if answer.get("pause"):
+            raise PausedError(
+                "the executor asked for a pause; the batch is committed",
+                where=batch.key,
+                fix="run the same command again",
+            )
+
+    def progress(self, **fields: Json) -> None:
+        now = time.monotonic()
+        if now - self._last_progress >= _PROGRESS_EVERY_S:
+            self._last_progress = now
+            send(self._fd_out, {"progress": encode(fields)})
+
+
+def send(fd: int, message: Mapping[str, Json]) -> None:
+    """Write one line; with nobody left to read it there is nothing left to do."""
+    data = memoryview(f"{canonical_json(dict(message))}\n".encode())
+    try:
+        while data:
+            data = data[os.write(fd, data) :]
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process with its parent, even one that is gone by now."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG)")
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def load_function(name: str, search: str) -> Callable[[PhaseRequest], PhaseResult]:
+    """Import ``module:function``. Raises ConfigError where it cannot be found."""
+    if search not in sys.path:
+        # Last, so that a file beside the runbook cannot stand in for a library.
+        sys.path.append(search)
+    module_name, _, function_name = name.partition(":")
+    try:
+        function: Callable[[PhaseRequest], PhaseResult] = getattr(
+            importlib.import_module(module_name), function_name
+        )
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f"cannot import the step's function {name!r}: {error}",
+            where=search,
+            fix="name it module:function; install what it imports or put it beside the runbook",
+        ) from error
+    return function
+
+
+def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
+    """Run one job and return the last message of its answer."""
+    redirect_output(job.log)
+    try:
+        request = PhaseRequest(
+            step=job.step,
+            attempt=job.attempt,
+            look=job.look,
+            seed=job.seed,
+            params=job.params,
+            model=job.model,
+            engine=job.engine,
+            workspace=job.workspace,
+            work=job.work,
+            output=job.output,
+            inputs=job.inputs,
+            provenance=job.provenance,
+            channel=PipeChannel(answers, fd_out, job.committed),
+        )
+        result = load_function(job.function, job.search)(request)
+        return {"result": encode(checked(result, job))}
+    except PausedError:
+        return {"paused": True}
+    except BaseException as error:  # noqa: BLE001 - the parent must hear of every way to end
+        traceback.print_exc()
+        return {"error": describe_error(error, job)}
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+
+
+def checked(result: object, job: Job) -> PhaseResult:
+    if isinstance(result, PhaseResult):
+        return result
+    raise PhaseError(
+        f"the step returned a {type(result).__name__}, not a PhaseResult",
+        where=job.function,
+        fix="return runbook.contract.PhaseResult(...)",
+    )
+
+
+def redirect_output(path: str) -> None:
+    """Append what is printed from now on to the step's log."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    os.dup2(fd, 1)
+    os.dup2(fd, 2)
+    os.close(fd)
+
+
+def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:
+    """What, where and the remedy of an error, for a process that cannot see it."""
+    lines = "".join(traceback.format_exception(error)).splitlines()
+    tail = "\n".join(lines[-_TRACEBACK_LINES:])
+    if isinstance(error, RunbookError):
+        known = {"what": error.what, "where": error.where, "fix": error.fix, "code": error.code}
+        return {**known, "traceback": tail}
+    frames = traceback.extract_tb(error.__traceback__)
+    return {
+        "what": f"{type(error).__name__}: {error}",
+        "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else job.function,
+        "fix": f"read {job.log}, mend the step, and run the same command",
+        "code": PhaseError.code,
+        "traceback": tail,
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Serve jobs until the parent closes the pipe."""
+    fd_in, fd_out, parent = (int(argument) for argument in arguments)
+    die_with_parent(parent)
+    # A process that a step starts must not hold the pipes open after this one is gone.
+    os.set_inheritable(fd_in, False)  # noqa: FBT003 - the signature is the library's
+    os.set_inheritable(fd_out, False)  # noqa: FBT003
+    faulthandler.enable()
+    with os.fdopen(fd_in, "rb") as answers:
+        while line := answers.readline():
+            job = decode(Job, json.loads(line)["request"])
+            send(fd_out, serve(job, answers, fd_out))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

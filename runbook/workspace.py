@@ -1,0 +1,184 @@
+"""Every path of a workspace as a property of one object, and the lock that makes one writer.
+
+One workspace holds one session. No other module joins paths below it, and none outside it is
+ever written.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from runbook import artifacts
+from runbook.errors import ConfigError, LockedError
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A session's folder."""
+
+    root: Path
+    """Absolute."""
+
+    @classmethod
+    def at(cls, root: Path) -> "Workspace":
+        return cls(root.expanduser().resolve())
+
+    @property
+    def hidden(self) -> Path:
+        return self.root / ".runbook"
+
+    @property
+    def journal(self) -> Path:
+        return self.hidden / "journal.jsonl"
+
+    @property
+    def head(self) -> Path:
+        """The newest journal line that must never be missing."""
+        return self.hidden / "HEAD"
+
+    @property
+    def blobs(self) -> Path:
+        return self.hidden / "blobs"
+
+    @property
+    def torn(self) -> Path:
+        """Evidence of lines that a crash cut short."""
+        return self.hidden / "torn"
+
+    @property
+    def lock_file(self) -> Path:
+        return self.hidden / "lock"
+
+    @property
+    def owner(self) -> Path:
+        return self.hidden / "owner.json"
+
+    @property
+    def logs(self) -> Path:
+        return self.root / "logs"
+
+    @property
+    def artifacts(self) -> Path:
+        return self.root / "artifacts"
+
+    @property
+    def results(self) -> Path:
+        return self.root / "results"
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.root / "checkpoints"
+
+    @property
+    def models(self) -> Path:
+        return self.root / "models"
+
+    @property
+    def reviews(self) -> Path:
+        return self.root / "reviews"
+
+    @property
+    def report(self) -> Path:
+        return self.root / "report.md"
+
+    def log(self, step: str) -> Path:
+        return self.logs / f"{step}.log"
+
+    def session_manifest(self, run_id: str) -> Path:
+        return self.artifacts / f"session_manifest_{run_id}.json"
+
+    def work(self, step: str, attempt: int) -> Path:
+        """The private folder of one attempt, for batches and checkpoints."""
+        return self.artifacts / "work" / step / f"attempt_{attempt}"
+
+    def output(self, template: str, started: datetime) -> Path:
+        """The folder of a step's final files; ``{time}`` is the start of the attempt."""
+        return self.inside(template.replace("{time}", stamp(started)))
+
+    def review(self, opened: datetime, topic: str) -> Path:
+        return self.reviews / f"{stamp(opened)}_{topic}"
+
+    def manifest(self, output: Path, step: str = "") -> Path:
+        """Where a step's manifest stands; named after the step where steps share a folder."""
+        if self.relative(output).startswith("artifacts/data_gen_pilot_"):
+            return output / "session_manifest.json"
+        return output / (f"manifest_{step}.json" if step else "manifest.json")
+
+    def inside(self, relative: str) -> Path:
+        """A path of this workspace. Raises ConfigError for one that leads out of it."""
+        path = self.root / relative
+        if not path.resolve().is_relative_to(self.root.resolve()):
+            raise ConfigError(
+                f"{relative!r} leads out of the workspace",
+                where=str(self.root),
+                fix="give a path relative to the workspace, without '..' or links out of it",
+            )
+        return path
+
+    def relative(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def create(self) -> None:
+        """Make the folders. Raises ConfigError where that is not possible."""
+        folders = (self.hidden, self.blobs, self.logs, self.artifacts, self.results, self.data)
+        for folder in (*folders, self.checkpoints, self.models, self.reviews):
+            try:
+                artifacts.make_directory(folder)
+            except OSError as error:
+                raise ConfigError(
+                    f"the workspace cannot be made: {error.strerror}",
+                    where=str(folder),
+                    fix="choose a folder that can be written to, or move what stands in its place",
+                ) from error
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise ConfigError(
+                    "the folder cannot be written to",
+                    where=str(folder),
+                    fix="change its permissions, or choose another workspace",
+                )
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Be the one executor of this workspace; only writers need it.
+
+        Raises:
+            LockedError: another process holds it.
+        """
+        lock = FileLock(self.lock_file, blocking=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise self._held_by_another() from None
+        try:
+            artifacts.write_json(self.owner, {"pid": os.getpid(), "host": socket.gethostname()})
+            yield
+        finally:
+            lock.release()
+
+    def _held_by_another(self) -> LockedError:
+        try:
+            owner = json.loads(self.owner.read_bytes())
+            who = f"process {owner['pid']} on {owner['host']}"
+        except (OSError, ValueError, KeyError, TypeError):
+            who = "another process"
+        return LockedError(
+            f"{who} holds the workspace",
+            where=str(self.root),
+            fix="wait for it or stop it; 'runbook status' reads without the lock",
+        )
+
+
+def stamp(moment: datetime) -> str:
+    """``YYYYMMDD_HHMMSS`` in UTC, as folders are named."""
+    return moment.astimezone(UTC).strftime("%Y%m%d_%H%M%S")

@@ -1,0 +1,545 @@
+"""The executor: kill it anywhere, and the same command makes the same bytes once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from runbook import artifacts
+from runbook import events as ev
+from runbook.contract import Json, Judgement, Metric
+from runbook.errors import ConfigError, CorruptError, LockedError
+from runbook.executor import run_session
+from runbook.journal import batches, facts, read_entries
+from runbook.manifest import provenance
+from runbook.plan import Adjustment, Criterion, Gate, Plan, Range
+from runbook.review import Decision, ReviewRequest, record_decision
+from runbook.testing import GENERATIONS, generations, make_plan, make_step, simple_gates
+from runbook.workspace import Workspace
+
+GATE = Gate((Criterion("m", "rate", at_least=0.5),))
+SENTINEL = Gate((Criterion("m", "sentinel", at_least=0.5),))
+DRIVER = Path(__file__)
+Answer = Callable[[ReviewRequest], Decision | None]
+
+
+def nobody(_: ReviewRequest) -> Decision | None:
+    return None
+
+
+def execute(plan: Plan, workspace: Workspace, reviewer: Answer = nobody, **seams: Any) -> int:
+    seams = {"gates": simple_gates, **seams}
+    return run_session(plan, workspace, reviewer=reviewer, **seams)
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    return Workspace.at(tmp_path / "ws")
+
+
+def history(workspace: Workspace) -> list[str]:
+    return [type(fact).__name__ for fact in facts(read_entries(workspace))]
+
+
+def last_stop(workspace: Workspace) -> ev.SessionStopped:
+    found = [f for f in facts(read_entries(workspace)) if isinstance(f, ev.SessionStopped)]
+    return found[-1]
+
+
+def dataset(workspace: Workspace, step: str) -> bytes:
+    found = [
+        fact
+        for fact in facts(read_entries(workspace))
+        if isinstance(fact, ev.StepFinished) and fact.step == step
+    ]
+    return (workspace.root / found[-1].artifacts[0].path).read_bytes()
+
+
+def test_a_session_runs_to_its_end(workspace: Workspace) -> None:
+    """Steps run in order, read each other's artifacts, and leave manifests of what they made."""
+    plan = make_plan(
+        make_step("a", gate=GATE, params={"metrics": {"m": 0.9}}),
+        make_step("b", inputs=("a",)),
+        make_step("c", enabled=False),
+    )
+
+    assert execute(plan, workspace) == 0
+
+    assert history(workspace)[-1] == "SessionDone"
+    session = next(f for f in facts(read_entries(workspace)) if isinstance(f, ev.SessionStarted))
+    whole = json.loads(workspace.session_manifest(session.run_id).read_bytes())
+    assert [m["step"] for m in whole["manifests"]] == ["a", "b"]
+    assert whole["done"] == {"exit_code": 0, "overrides": 0}
+    first, second = (
+        json.loads((workspace.root / m["path"]).read_bytes()) for m in whole["manifests"]
+    )
+    assert first["verdict"] == "pass"
+    assert second["inputs"]["a"]["dataset"] == first["outputs"][0]["sha256"]
+    assert second["environment"]["python"]
+
+
+def test_a_finished_session_returns_its_code_at_once(workspace: Workspace) -> None:
+    """Running a finished session again appends nothing."""
+    plan = make_plan(make_step("a"))
+    execute(plan, workspace)
+    before = workspace.journal.read_bytes()
+
+    assert execute(plan, workspace) == 0
+    assert workspace.journal.read_bytes() == before
+
+
+def test_one_child_serves_steps_that_need_the_same_model(workspace: Workspace) -> None:
+    """A child is kept while the model stays, and replaced where the quantization differs."""
+    plan = make_plan(make_step("a"), make_step("b"), make_step("c", params={"quantization": "nf4"}))
+    execute(plan, workspace)
+
+    done = [f for f in facts(read_entries(workspace)) if isinstance(f, ev.StepFinished)]
+    first, second, third = (f.summary["pid"] for f in done)
+    assert first == second
+    assert second != third
+
+
+def test_an_adjusted_retry_passes(workspace: Workspace) -> None:
+    """A failed gate changes what was declared, and the next attempt makes other data."""
+    step = make_step(
+        "a",
+        gate=GATE,
+        params={"t": 0.7, "metrics": {"m": [0.1, 0.9]}},
+        adjustable={"t": Range(0.1, 1.0)},
+        adjustments=(Adjustment("m", {"t": {"add": -0.2}}, "cooler"),),
+    )
+
+    assert execute(make_plan(step), workspace) == 0
+
+    known = facts(read_entries(workspace))
+    starts = [f for f in known if isinstance(f, ev.StepStarted)]
+    assert [(s.attempt, s.params["t"]) for s in starts] == [(1, 0.7), (2, 0.5)]
+    assert starts[0].output != starts[1].output
+    assert len(generations(workspace.root)) == 4
+
+
+def test_an_underpowered_sample_keeps_its_batches(workspace: Workspace) -> None:
+    """The second look makes only what the first did not, in the same attempt."""
+    gate = Gate((Criterion("m", "rate", at_least=0.5, min_n=100),), extend={"batches": 4})
+    step = make_step("a", gate=gate, params={"metrics": {"m": {"value": 0.9, "n": 50}}})
+
+    assert execute(make_plan(step), workspace) == 0
+
+    assert [key for _, _, key in generations(workspace.root)] == ["0000", "0001", "0002", "0003"]
+
+
+def test_without_a_person_a_review_stops_with_three(workspace: Workspace) -> None:
+    """The reviewer sees the evidence; with no answer the session waits, and asks again later."""
+    asked: list[ReviewRequest] = []
+
+    def reviewer(request: ReviewRequest) -> Decision | None:
+        asked.append(request)
+        return None
+
+    step = make_step("a", gate=GATE, review_after=1, params={"metrics": {"m": 0.1}})
+    plan = make_plan(step)
+
+    assert execute(plan, workspace, reviewer) == 3
+    assert execute(plan, workspace, reviewer) == 3
+
+    assert last_stop(workspace).reason == "review"
+    assert [r.review_id for r in asked] == ["a-1", "a-1"]
+    assert (asked[0].verdict, asked[0].metrics[0].value) == ("fail", 0.1)
+    assert history(workspace).count("ReviewRequested") == 1
+
+
+def test_a_decided_review_goes_on(workspace: Workspace) -> None:
+    """A decision recorded between two runs drives the retry with its changes."""
+    step = make_step(
+        "a",
+        gate=GATE,
+        review_after=1,
+        params={"t": 0.7, "metrics": {"m": [0.1, 0.9]}},
+        adjustable={"t": Range(0.1, 1.0)},
+    )
+    plan = make_plan(step)
+    execute(plan, workspace)
+
+    decision = ev.ReviewDecided("a-1", "retry", {"t": 0.3}, "cooler", "me", person=True)
+    record_decision(plan, workspace, decision)
+
+    assert execute(plan, workspace) == 0
+    starts = [f for f in facts(read_entries(workspace)) if isinstance(f, ev.StepStarted)]
+    assert starts[-1].params["t"] == 0.3
+
+
+def test_a_decision_out_of_bounds_is_not_recorded(workspace: Workspace) -> None:
+    """A person's slip is refused with what would be allowed."""
+    plan = make_plan(make_step("a", gate=GATE, review_after=1, params={"metrics": {"m": 0}}))
+    execute(plan, workspace)
+    before = workspace.journal.read_bytes()
+
+    with pytest.raises(ConfigError, match="allowed: retry, stop, override"):
+        record_decision(
+            plan, workspace, ev.ReviewDecided("a-1", "proceed", {}, "r", "me", person=True)
+        )
+    assert workspace.journal.read_bytes() == before
+
+
+def test_each_attempt_has_its_own_review(workspace: Workspace) -> None:
+    """A reviewer who answers at once is asked for every failed attempt, within one run."""
+    asked: list[str] = []
+
+    def retry(request: ReviewRequest) -> Decision | None:
+        asked.append(f"{request.review_id} {request.reason}")
+        return Decision("retry", "again", "model", person=False)
+
+    step = make_step("a", gate=GATE, review_after=1, params={"metrics": {"m": 0.1}})
+
+    assert execute(make_plan(step), workspace, retry) == 3
+    assert asked == ["a-1 gate failed", "a-2 gate failed", "a-3 closing"]
+    assert last_stop(workspace).reason == "closing"
+
+
+def test_a_person_overrides_and_the_session_ends_with_six(workspace: Workspace) -> None:
+    """An override goes on, stands in the manifest, and shows in the exit code."""
+    plan = make_plan(make_step("a", gate=SENTINEL, params={"metrics": {"m": 0}}), make_step("b"))
+    assert execute(plan, workspace) == 5
+    assert last_stop(workspace).reason == "sentinel"
+    assert execute(plan, workspace) == 5
+
+    decision = ev.ReviewDecided("a-1", "override", {}, "false alarm", "me", person=True)
+    record_decision(plan, workspace, decision)
+
+    assert execute(plan, workspace) == 6
+    written = [f for f in facts(read_entries(workspace)) if isinstance(f, ev.ManifestWritten)]
+    manifest = json.loads((workspace.root / written[1].path).read_bytes())
+    assert manifest["overridden"] == {"by": "me", "reason": "false alarm"}
+
+
+@pytest.mark.parametrize("action", ["override", "proceed"])
+def test_a_model_never_overrides(workspace: Workspace, action: str) -> None:
+    """An answer outside the bounds counts as none, and is told."""
+    told: list[Mapping[str, Json]] = []
+    plan = make_plan(make_step("a", gate=GATE, params={"metrics": {}}))
+
+    code = execute(
+        plan,
+        workspace,
+        lambda _: Decision(action, "looks fine", "model", person=False),
+        on_progress=told.append,
+    )
+
+    assert code == 3
+    assert any("refused" in fields for fields in told)
+    assert "ReviewDecided" not in history(workspace)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [("PhaseError", 1), ("ConfigError", 2), ("NeedsPersonError", 3), ("SentinelError", 5)],
+)
+def test_a_failed_step_stops_with_its_code_and_goes_on(
+    workspace: Workspace, error: str, code: int
+) -> None:
+    """The step's error is the exit code; once mended, the same command finishes."""
+    plan = make_plan(make_step("a", params={"trouble": {"kind": "raise", "at": 1, "error": error}}))
+
+    assert execute(plan, workspace) == code
+    assert "fake step was told" in last_stop(workspace).detail
+    assert execute(plan, workspace) == 0
+    # The batch before the error was committed and is not made again.
+    assert [key for _, _, key in generations(workspace.root)].count("0000") == 1
+
+
+def test_a_broken_gate_stops_with_one_and_judges_again(workspace: Workspace) -> None:
+    """A gate that raises passes nothing; the step is judged, not run, once it is mended."""
+    plan = make_plan(make_step("a", gate=GATE, params={"metrics": {"m": 0.9}}))
+
+    def broken(gate: Gate, metrics: tuple[Metric, ...], final: bool) -> Judgement:
+        raise ZeroDivisionError(len(gate.criteria), len(metrics), final)
+
+    assert execute(plan, workspace, gates=broken) == 1
+    assert execute(plan, workspace) == 0
+    assert history(workspace).count("StepStarted") == 1
+
+
+def test_a_step_that_pauses_itself_exits_seventy_five(workspace: Workspace) -> None:
+    """A pause is cured by the same command."""
+    plan = make_plan(make_step("a", params={"trouble": {"kind": "pause", "at": 1}}))
+
+    assert execute(plan, workspace) == 75
+    assert execute(plan, workspace) == 0
+
+
+def test_a_child_killed_at_every_batch_is_restarted_in_place(workspace: Workspace) -> None:
+    """Lost children cost interruptions, not exits, and the bytes are the same."""
+    clean = Workspace.at(workspace.root.parent / "clean")
+    execute(make_plan(make_step("a", params={"batches": 3})), clean)
+    for at in range(4):
+        mine = Workspace.at(workspace.root.parent / f"at{at}")
+        step = make_step(
+            "a", params={"batches": 3, "trouble": {"kind": "kill", "at": at, "times": 2}}
+        )
+
+        assert execute(make_plan(step), mine) == 0
+
+        assert dataset(mine, "a") == dataset(clean, "a")
+        assert history(mine).count("StepInterrupted") == 2
+
+
+def test_a_child_that_always_dies_stops_with_one(workspace: Workspace) -> None:
+    """Six losses without a batch in between are no accident."""
+    step = make_step("a", params={"trouble": {"kind": "kill", "at": 0, "times": 99}})
+
+    assert execute(make_plan(step), workspace) == 1
+    assert last_stop(workspace).reason == "no progress"
+    assert history(workspace).count("StepInterrupted") == 6
+
+
+def test_the_budget_stops_at_a_commit_and_counts_over_resumes(workspace: Workspace) -> None:
+    """Wall time adds up over runs; exceeded it is exit 4, and a larger budget goes on."""
+    now = [1_700_000_000.0]
+
+    def clock() -> float:
+        now[0] += 1.0
+        return now[0]
+
+    plan = make_plan(make_step("a", params={"batches": 4}), budget={"wall_clock_s": 9})
+
+    assert execute(plan, workspace, clock=clock) == 4
+    first = len(batches(read_entries(workspace), "a", 1))
+    assert 0 < first < 4
+    assert execute(plan, workspace, clock=clock) == 4
+    assert len(batches(read_entries(workspace), "a", 1)) == first
+    assert last_stop(workspace).reason == "budget"
+    assert execute(replace(plan, budget={}), workspace, clock=clock) == 0
+
+
+@pytest.mark.parametrize("damage", ["manifest", "changed manifest", "artifact"])
+def test_a_missing_manifest_or_changed_input_stops_with_three(
+    workspace: Workspace, damage: str
+) -> None:
+    """A step does not read what is not what the journal says."""
+    trouble = {"kind": "raise", "at": 0}
+    plan = make_plan(make_step("a"), make_step("b", inputs=("a",), params={"trouble": trouble}))
+    assert execute(plan, workspace) == 1
+    written = next(f for f in facts(read_entries(workspace)) if isinstance(f, ev.ManifestWritten))
+    manifest = workspace.root / written.path
+    match damage:
+        case "manifest":
+            manifest.unlink()
+        case "changed manifest":
+            manifest.write_text("{}")
+        case _:
+            (manifest.parent / "dataset.jsonl").write_text("")
+
+    assert execute(plan, workspace) == 3
+    assert last_stop(workspace).reason == "missing manifest"
+
+
+def test_a_skipped_input_stops_with_three(workspace: Workspace) -> None:
+    """A step whose input was never made does not run on nothing."""
+    plan = make_plan(make_step("a", enabled=False), make_step("b", inputs=("a",)))
+
+    assert execute(plan, workspace) == 3
+    assert "was not run" in last_stop(workspace).detail
+
+
+def test_a_changed_plan_is_refused_by_field(workspace: Workspace) -> None:
+    """A journal goes on only with the plan it was started with."""
+    plan = make_plan(make_step("a"))
+    execute(plan, workspace)
+
+    with pytest.raises(
+        ConfigError, match="changed since this session began: seed: 7 -> 8"
+    ) as caught:
+        execute(replace(plan, fingerprint="other", seed=8), workspace)
+    assert caught.value.code == 2
+
+
+def test_a_held_workspace_is_refused_with_its_owner(workspace: Workspace) -> None:
+    """The second executor exits with 7 and says who holds the workspace."""
+    workspace.create()
+    with workspace.lock(), pytest.raises(LockedError, match=f"process {os.getpid()} on ") as caught:
+        execute(make_plan(make_step("a")), workspace)
+    assert caught.value.code == 7
+    assert read_entries(workspace) == ()
+
+
+def test_a_corrupt_journal_is_refused(workspace: Workspace) -> None:
+    """Damage in the journal stops everything before anything is run."""
+    plan = make_plan(make_step("a"))
+    execute(plan, workspace)
+    workspace.journal.write_bytes(b"x" + workspace.journal.read_bytes())
+
+    with pytest.raises(CorruptError, match="byte 0"):
+        execute(plan, workspace)
+
+
+@pytest.mark.parametrize("written", [True, False])
+def test_a_batch_that_is_not_on_disk_is_refused(
+    workspace: Workspace, tmp_path: Path, written: bool
+) -> None:
+    """The executor believes the file, not the step."""
+    (tmp_path / "liar.py").write_text(
+        "from runbook.contract import Committed, PhaseResult\n"
+        "def run(request):\n"
+        f"    if {written}: (request.workspace / 'artifacts/x').write_text('other bytes')\n"
+        "    request.channel.commit(Committed('k', 'artifacts/x', '0' * 64, 1))\n"
+        "    return PhaseResult()\n"
+    )
+    plan = make_plan(make_step("a", function="liar:run"), runbook=tmp_path / "runbook.yaml")
+
+    assert execute(plan, workspace) == 1
+    assert "not on disk as declared" in last_stop(workspace).detail
+    assert "BatchCommitted" not in history(workspace)
+
+
+def test_what_a_killed_run_left_is_cleared_at_the_start(workspace: Workspace) -> None:
+    """Orphaned processes and half-written files of an earlier run are gone at the start."""
+    workspace.create()
+    stale = workspace.data / f".0123{artifacts.TEMPORARY}"
+    stale.write_text("half")
+    mark = {**os.environ, "RUNBOOK_WORKER_OF": str(workspace.root)}
+    sleeper = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+    with subprocess.Popen(sleeper, env=mark, stdout=subprocess.PIPE) as orphan:
+        assert orphan.stdout is not None
+        orphan.stdout.readline()
+
+        assert execute(make_plan(make_step("a")), workspace) == 0
+
+        assert orphan.wait(timeout=5) == -signal.SIGKILL
+    assert not stale.exists()
+
+
+def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
+    """A file in the folder's place is a configuration error."""
+    (tmp_path / "ws").write_text("")
+
+    with pytest.raises(ConfigError, match="cannot be made") as caught:
+        execute(make_plan(make_step("a")), Workspace.at(tmp_path / "ws"))
+    assert caught.value.code == 2
+
+
+def test_provenance_is_the_same_at_any_time_and_place() -> None:
+    """What every record carries holds no time, path or run id."""
+    plan = make_plan(make_step("a"))
+
+    assert provenance(plan) == provenance(replace(plan, runbook=Path("/else/runbook.yaml")))
+    assert set(provenance(plan)) == {"git_sha", "versions", "runbook", "fingerprint"}
+
+
+SWEPT: dict[str, Any] = {"batches": 2, "metrics": {"m": [0.1, 0.9]}, "t": 0.7}
+
+
+def swept_plan(sleep: float = 0.0) -> Plan:
+    """A plan whose run has a retry, two gates' worth of facts and an input."""
+    tuned = {
+        "adjustable": {"t": Range(0.1, 1.0)},
+        "adjustments": (Adjustment("m", {"t": {"add": -0.2}}, "cooler"),),
+    }
+    return make_plan(
+        make_step("a", gate=GATE, params={**SWEPT, "sleep": sleep}, **tuned),
+        make_step("b", inputs=("a",), params={"batches": 1}),
+    )
+
+
+def drive(root: Path, kill_at: int = 0, when: str = "after", sleep: float = 0.0) -> list[str]:
+    return [sys.executable, str(DRIVER), str(root), str(kill_at), when, str(sleep)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(DRIVER.parent.parent)}
+
+
+def spawn(root: Path, kill_at: int = 0, when: str = "after") -> int:
+    return subprocess.run(drive(root, kill_at, when), env=environment(), check=False).returncode
+
+
+def test_killed_around_every_append_the_bytes_are_the_same(tmp_path: Path) -> None:
+    """SIGKILL before or after any journal line, then the same command: same data, made once."""
+    clean = Workspace.at(tmp_path / "clean")
+    assert execute(swept_plan(), clean) == 0
+    appends = len(read_entries(clean))
+    for when in ("before", "after"):
+        for kill_at in range(1, appends + 1):
+            mine = Workspace.at(tmp_path / f"{when}{kill_at}")
+            assert spawn(mine.root, kill_at, when) == -signal.SIGKILL
+            committed = {
+                (step, attempt, key)
+                for step, attempt in (("a", 1), ("a", 2), ("b", 1))
+                for key in batches(read_entries(mine), step, attempt)
+            }
+            made = len(generations(mine.root))
+
+            assert execute(swept_plan(), mine) == 0
+
+            again = set(generations(mine.root)[made:])
+            assert not again & committed, f"made again after a kill {when} append {kill_at}"
+            assert [dataset(mine, s) for s in "ab"] == [dataset(clean, s) for s in "ab"]
+            stale = [p for p in mine.root.rglob("*") if p.name.endswith(artifacts.TEMPORARY)]
+            assert stale == []
+
+
+def test_killed_at_every_append_in_turn_it_still_ends(tmp_path: Path) -> None:
+    """Killed at the third line of every run, the session ends with the same data."""
+    clean, mine = Workspace.at(tmp_path / "clean"), Workspace.at(tmp_path / "mine")
+    execute(swept_plan(), clean)
+
+    runs = 0
+    while (code := spawn(mine.root, 3)) == -signal.SIGKILL:
+        runs += 1
+        assert runs < 30
+
+    assert code == 0
+    assert dataset(mine, "b") == dataset(clean, "b")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("sleep", [0.15, 30.0])
+def test_a_signal_pauses_within_four_seconds(
+    tmp_path: Path, number: signal.Signals, sleep: float
+) -> None:
+    """SIGTERM and SIGINT end the run with 75, at a commit or after the grace, and it goes on."""
+    workspace = Workspace.at(tmp_path / "ws")
+    log = workspace.logs / GENERATIONS
+    with subprocess.Popen(drive(workspace.root, sleep=sleep), env=environment()) as executor:
+        limit = time.monotonic() + 20
+        while not log.exists():
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        begin = time.monotonic()
+        executor.send_signal(number)
+        code = executor.wait(timeout=10)
+
+    assert (code, time.monotonic() - begin < 4) == (75, True)
+    assert history(workspace)[-2:] == ["StepInterrupted", "SessionStopped"]
+    assert number.name in last_stop(workspace).detail
+    assert execute(swept_plan(), workspace) == 0
+
+
+def drive_main(root: str, kill_at: str, when: str, sleep: str) -> int:
+    """The test's own driver: a session that is killed around its n-th journal line."""
+    from runbook.journal import Journal  # noqa: PLC0415 - only this process patches it
+
+    real, count = Journal.append, [0]
+
+    def append(self: Any, body: Any, **options: Any) -> Any:
+        count[0] += 1
+        if count[0] == int(kill_at) and when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        entry = real(self, body, **options)
+        if count[0] == int(kill_at):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return entry
+
+    Journal.append = append  # type: ignore[method-assign]  # a kill has no gentler seam
+    return execute(swept_plan(float(sleep)), Workspace.at(Path(root)))
+
+
+if __name__ == "__main__":
+    sys.exit(drive_main(*sys.argv[1:]))

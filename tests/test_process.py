@@ -1,0 +1,337 @@
+"""Parent and child: every way a child can end is an outcome, and none outlives its parent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from runbook.contract import Committed, Json
+from runbook.errors import PhaseError
+from runbook.events import encode
+from runbook.process import Failed, Finished, Lost, Outcome, Paused, Worker, end_orphans, signals
+from runbook.worker import Job
+from runbook.workspace import Workspace
+
+USER_STEPS = """
+import os, subprocess, sys, threading, time
+from runbook.contract import Metric, PhaseResult
+
+def environment(request):
+    print("printed", flush=True)
+    print("warned", file=sys.stderr)
+    return PhaseResult(summary={name: os.environ.get(name) for name in request.params["names"]})
+
+def leave_a_child(request):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    request.channel.progress(child=child.pid)
+    time.sleep(60)
+
+def wrong_result(request):
+    return {"metrics": []}
+
+def raises(request):
+    return 1 / 0
+
+def leaves(request):
+    sys.exit(4)
+
+def hangs(request):
+    request.channel.progress(stage="hanging")
+    time.sleep(60)
+
+def chats(request):
+    for i in range(1000):
+        request.channel.progress(i=i)
+    return PhaseResult()
+
+def odd_number(request):
+    return PhaseResult(metrics=(Metric("m", float("nan")),))
+
+def no_json(request):
+    return PhaseResult(summary={"x": object()})
+"""
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    made = Workspace.at(tmp_path / "ws")
+    made.create()
+    (tmp_path / "user_steps.py").write_text(USER_STEPS)
+    return made
+
+
+@pytest.fixture
+def worker(workspace: Workspace) -> Iterator[Worker]:
+    made = Worker("key", workspace.root, workspace.log("worker"), {"USER_SETTING": "on"})
+    made.start()
+    yield made
+    made.kill()
+
+
+def job(workspace: Workspace, function: str = "runbook.testing:fake_phase", **params: Any) -> Job:
+    work = workspace.work("s", 1)
+    work.mkdir(parents=True, exist_ok=True)
+    return Job(
+        function=function,
+        search=str(workspace.root.parent),
+        log=str(workspace.log("s")),
+        step="s",
+        attempt=1,
+        look=1,
+        seed=7,
+        params=params,
+        model={},
+        engine={},
+        workspace=workspace.root,
+        work=work,
+        output=workspace.artifacts / "s",
+        inputs={},
+        provenance={},
+        committed=(),
+    )
+
+
+def run(worker: Worker, asked: Job, **seams: Any) -> Outcome:
+    seams = {"on_commit": lambda _: False, "on_progress": lambda _: None, **seams}
+    return worker.run(asked, **seams)
+
+
+def user(workspace: Workspace, name: str, **params: Any) -> Job:
+    return job(workspace, f"user_steps:{name}", **params)
+
+
+def test_a_step_commits_and_returns_its_result(workspace: Workspace, worker: Worker) -> None:
+    """Batches are offered one by one, and the result comes back whole."""
+    commits: list[Committed] = []
+
+    outcome = run(worker, job(workspace, batches=3, metrics={"m": 0.5}), on_commit=commits.append)
+
+    assert isinstance(outcome, Finished)
+    assert [c.key for c in commits] == ["0000", "0001", "0002"]
+    assert outcome.result.metrics[0].value == 0.5
+    assert outcome.result.artifacts[0].path == "artifacts/s/dataset.jsonl"
+
+
+def test_the_child_serves_the_next_job_too(workspace: Workspace, worker: Worker) -> None:
+    """One child stays alive from job to job."""
+    pids = set()
+    for _ in range(2):
+        outcome = run(worker, job(workspace, batches=1))
+        assert isinstance(outcome, Finished)
+        pids.add(outcome.result.summary["pid"])
+
+    assert pids == {worker.pid}
+
+
+def test_output_and_environment_of_a_step(workspace: Workspace, worker: Worker) -> None:
+    """What a user's step prints goes to its log; the declared environment is there."""
+    outcome = run(worker, user(workspace, "environment", names=["USER_SETTING"]))
+
+    assert isinstance(outcome, Finished)
+    assert outcome.result.summary == {"USER_SETTING": "on"}
+    assert workspace.log("s").read_text() == "printed\nwarned\n"
+
+
+def test_a_pause_ends_the_step_after_its_batch(workspace: Workspace, worker: Worker) -> None:
+    """A commit answered with a pause is durable and ends the step."""
+    commits: list[Committed] = []
+
+    def pause(batch: Committed) -> bool:
+        commits.append(batch)
+        return True
+
+    assert run(worker, job(workspace, batches=3), on_commit=pause) == Paused()
+    assert len(commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [("ConfigError", 2), ("NeedsPersonError", 3), ("SentinelError", 5), ("PhaseError", 1)],
+)
+def test_an_error_keeps_its_code_and_remedy(
+    workspace: Workspace, worker: Worker, name: str, code: int
+) -> None:
+    """What, where, fix and code of the child's error reach the parent."""
+    outcome = run(worker, job(workspace, trouble={"kind": "raise", "at": 0, "error": name}))
+
+    assert isinstance(outcome, Failed)
+    assert (outcome.code, outcome.where, outcome.fix) == (code, "s", "tell it not to")
+    assert name in outcome.traceback
+
+
+@pytest.mark.parametrize(
+    ("function", "what", "code"),
+    [
+        ("user_steps:raises", "ZeroDivisionError", 1),
+        ("user_steps:leaves", "SystemExit: 4", 1),
+        ("user_steps:wrong_result", "returned a dict", 1),
+        ("user_steps:no_json", "has no JSON form", 1),
+        ("user_steps:missing", "cannot import", 2),
+        ("no_such_module:run", "cannot import", 2),
+        ("no colon", "cannot import", 2),
+    ],
+)
+def test_a_broken_step_is_an_outcome(
+    workspace: Workspace, worker: Worker, function: str, what: str, code: int
+) -> None:
+    """However a step breaks, the parent learns what and what to do."""
+    outcome = run(worker, job(workspace, function))
+
+    assert isinstance(outcome, Failed)
+    assert what in outcome.what
+    assert outcome.code == code
+    assert outcome.fix
+
+
+def test_a_reading_that_is_no_number_comes_back_as_none(
+    workspace: Workspace, worker: Worker
+) -> None:
+    """NaN from a step reads as not measured."""
+    outcome = run(worker, user(workspace, "odd_number"))
+
+    assert isinstance(outcome, Finished)
+    assert outcome.result.metrics[0].value is None
+
+
+def test_a_killed_child_is_lost_with_the_signal_named(workspace: Workspace, worker: Worker) -> None:
+    """SIGKILL is reported as such, with memory as a likely cause."""
+    outcome = run(worker, job(workspace, trouble={"kind": "kill", "at": 1}))
+
+    assert isinstance(outcome, Lost)
+    assert "SIGKILL" in outcome.cause
+    assert "memory" in outcome.cause
+
+
+def test_a_child_that_leaves_without_a_word_is_lost(workspace: Workspace, worker: Worker) -> None:
+    """An exit without an answer is no result."""
+    outcome = run(worker, job(workspace, trouble={"kind": "exit", "at": 0}))
+
+    assert outcome == Lost("the child exited with code 9 and no answer")
+
+
+def test_a_stop_kills_the_child_and_what_it_started(workspace: Workspace, worker: Worker) -> None:
+    """After the grace the whole process group is gone, grandchildren too."""
+    seen: list[Mapping[str, Json]] = []
+
+    outcome = run(
+        worker,
+        user(workspace, "leave_a_child"),
+        on_progress=seen.append,
+        stop=lambda: bool(seen),
+        grace_s=0.2,
+    )
+
+    assert isinstance(outcome, Lost)
+    assert_gone(int(seen[0]["child"]))
+
+
+def assert_gone(pid: int) -> None:
+    limit = time.monotonic() + 5
+    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < limit, f"process {pid} is still there"
+        time.sleep(0.02)
+
+
+def test_progress_is_throttled(workspace: Workspace, worker: Worker) -> None:
+    """A step that talks all the time is heard about five times a second."""
+    seen: list[Mapping[str, Json]] = []
+
+    run(worker, user(workspace, "chats"), on_progress=seen.append)
+
+    assert 1 <= len(seen) < 10
+
+
+def test_an_error_of_the_parent_ends_the_child(workspace: Workspace, worker: Worker) -> None:
+    """A batch that cannot be made durable leaves no child behind."""
+
+    def refuse(_: Committed) -> bool:
+        raise PhaseError("no")
+
+    pid = worker.pid
+    with pytest.raises(PhaseError, match="no"):
+        run(worker, job(workspace), on_commit=refuse)
+
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+def test_close_lets_the_child_end_by_itself(workspace: Workspace) -> None:
+    """A closed worker exits cleanly and can be closed twice."""
+    worker = Worker("key", workspace.root, workspace.log("worker"), {})
+    worker.start()
+    run(worker, job(workspace, batches=1))
+    pid = worker.pid
+
+    worker.close()
+    worker.close()
+
+    assert pid is not None
+    assert not psutil.pid_exists(pid)
+
+
+DRIVER = """
+import json, sys
+from pathlib import Path
+from runbook.events import decode
+from runbook.process import Worker
+from runbook.worker import Job
+worker = Worker("key", Path(sys.argv[1]), Path(sys.argv[1]) / "logs/worker.log", {})
+worker.start()
+job = decode(Job, json.loads(sys.argv[2]))
+say = lambda _: print(worker.pid, flush=True)
+worker.run(job, on_commit=lambda _: False, on_progress=say)
+"""
+
+
+def test_the_child_dies_with_its_parent(workspace: Workspace) -> None:
+    """A parent killed without warning takes along a child that is busy."""
+    asked = json.dumps(encode(user(workspace, "hangs")))
+    command = [sys.executable, "-c", DRIVER, str(workspace.root), asked]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment()) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        parent.kill()
+
+    assert_gone(child)
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+
+
+def test_orphans_of_this_workspace_are_ended(workspace: Workspace) -> None:
+    """Only what carries this workspace's mark is killed at the next start."""
+    sleeper = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
+    mine = {**os.environ, "RUNBOOK_WORKER_OF": str(workspace.root)}
+    other = {**os.environ, "RUNBOOK_WORKER_OF": "/elsewhere"}
+    with (
+        subprocess.Popen(sleeper, env=mine, stdout=subprocess.PIPE) as orphan,
+        subprocess.Popen(sleeper, env=other, stdout=subprocess.PIPE) as stranger,
+    ):
+        for process in (orphan, stranger):
+            assert process.stdout is not None
+            process.stdout.readline()
+
+        assert end_orphans(workspace.root) == 1
+        assert orphan.wait() == -signal.SIGKILL
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_signals_are_noted_and_the_handlers_restored() -> None:
+    """SIGTERM is a wish to be read, not an end, and only while the session runs."""
+    before = signal.getsignal(signal.SIGTERM)
+    with signals() as stop:
+        assert stop() == ""
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop() == "SIGTERM"
+
+    assert signal.getsignal(signal.SIGTERM) is before
