@@ -122,7 +122,7 @@ def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(p) for p in stats.false_discovery_control(list(p_values), method="bh"))
 
 
-def paired_comparison(  # noqa: PLR0913  # three data columns, three declared settings
+def paired_comparison(  # three data columns, three declared settings
     base: Sequence[bool],
     tuned: Sequence[bool],
     kinds: Sequence[str] | None = None,

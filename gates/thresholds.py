@@ -23,9 +23,7 @@ _RANGES: Final[dict[str, Callable[[float], bool]]] = {
 }
 
 
-def judge(
-    criteria: Sequence[Criterion], metrics: Sequence[Metric], *, final: bool
-) -> Judgement:
+def judge(criteria: Sequence[Criterion], metrics: Sequence[Metric], *, final: bool) -> Judgement:
     """Judge every criterion.
 
     Args:

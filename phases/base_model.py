@@ -40,8 +40,10 @@ _TURNS: Final = (
     ("<start_of_turn>user\n{q}<end_of_turn>\n<start_of_turn>model\n{a}", "<end_of_turn>"),
     ("<|im_start|>user\n{q}<|im_end|>\n<|im_start|>assistant\n{a}", "<|im_end|>"),
     (
-        "<|start_header_id|>user<|end_header_id|>\n\n{q}<|eot_id|>"
-        "<|start_header_id|>assistant<|end_header_id|>\n\n{a}",
+        (
+            "<|start_header_id|>user<|end_header_id|>\n\n{q}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n{a}"
+        ),
         "<|eot_id|>",
     ),
 )
@@ -188,6 +190,11 @@ def load_base_model(
         model = _with_adapter(model, adapter)
     if not trainable:
         model.eval()
+    # A frozen head on a strided slice takes a path in torch that copies the whole vocabulary
+    # matrix once a row (measured: 36 s against 0.1 s for 32 rows).
+    model.get_output_embeddings().register_forward_pre_hook(
+        lambda _, inputs: (inputs[0].contiguous(), *inputs[1:])
+    )
     return _guarded(model, tokenizer, declared, quantization)
 
 

@@ -21,7 +21,9 @@ _NEW_QUESTION: Final = re.compile(
     r"|another (?:question|instruction))\b",
     re.IGNORECASE,
 )
-_RESIDUE: Final = re.compile(r"#{2,}|\bEND#|###?\s*END|</?s>|<eos>|<\|[^|>]{1,30}\|>", re.IGNORECASE)
+_RESIDUE: Final = re.compile(
+    r"#{2,}|\bEND#|###?\s*END|</?s>|<eos>|<\|[^|>]{1,30}\|>", re.IGNORECASE
+)
 _MARKERS: Final = re.compile(r"(?:^|\n)\s*(?:Label|Verdict|Rating|Score)\s*:", re.IGNORECASE)
 
 

@@ -96,7 +96,9 @@ def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[
             instrument=known,
             note="" if ends else "no chat marker is a single token of this tokenizer",
         ),
-        Metric("completions_right", right / len(_COMPLETIONS), n=len(_COMPLETIONS), successes=right),
+        Metric(
+            "completions_right", right / len(_COMPLETIONS), n=len(_COMPLETIONS), successes=right
+        ),
         Metric("assistant_like", obeyed / len(_BARE), n=len(_BARE), successes=obeyed),
         Metric("prefix_mismatch", float(not engine.stated()["prefix_matches"]), n=1),
         Metric("template_left", float(not engine.stated()["template_disabled"]), n=1),

@@ -1,8 +1,7 @@
 """Engines: what generates text and reads label probabilities, behind one small seam.
 
 An engine takes prompts in batches that the caller pinned, and is deterministic for a given batch
-and seed on one machine. ``TransformersEngine`` is the real one; the fake that ships for tests is
-``phases.fake_engine``. Whether a text is good is not an engine's business.
+and seed on one machine. Whether a text is good is not an engine's business.
 """
 
 import copy
@@ -12,8 +11,12 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 import torch
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria
-from transformers import StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 from transformers.cache_utils import DynamicCache
 
 from phases.base_model import BaseModel, load_base_model
@@ -96,9 +99,7 @@ class TransformersEngine:
         rows = out[:, ids.shape[1] :].tolist()
         return [self._generation(row, sampling, stop) for row in rows]
 
-    def _generation(
-        self, row: list[int], sampling: Sampling, stop: Sequence[str]
-    ) -> Generation:
+    def _generation(self, row: list[int], sampling: Sampling, stop: Sequence[str]) -> Generation:
         ended = self.base.eos_id in row
         if ended:
             row = row[: row.index(self.base.eos_id)]
@@ -127,9 +128,7 @@ class TransformersEngine:
             last = hidden[torch.arange(len(suffixes)), mask.sum(dim=1) - 1]
             logps = self._head_logps(last, [i for pair in label_ids for i in pair])
         first = len(label_ids[0])
-        return [
-            (float(row[:first].logsumexp(0)), float(row[first:].logsumexp(0))) for row in logps
-        ]
+        return [(float(row[:first].logsumexp(0)), float(row[first:].logsumexp(0))) for row in logps]
 
     def _body(self) -> Any:
         return self.base.model.get_decoder()
@@ -218,7 +217,9 @@ class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers ships no typ
         kept = p * ((p.cumsum(dim=-1) - p) < s.top_p)
         edges = kept.cumsum(dim=-1)
         point = torch.rand((len(p), 1), generator=self.generator, device=p.device) * edges[:, -1:]
-        choice = ids.gather(1, torch.searchsorted(edges, point, right=True).clamp(max=ids.shape[1] - 1))
+        choice = ids.gather(
+            1, torch.searchsorted(edges, point, right=True).clamp(max=ids.shape[1] - 1)
+        )
         drawn = torch.full_like(scores, torch.finfo(scores.dtype).min)
         return drawn.scatter(1, choice, 0.0)
 
@@ -236,9 +237,7 @@ class _Stopper(StoppingCriteria):  # type: ignore[misc]  # transformers ships no
         self.done: torch.Tensor | None = None
         self.spoken: torch.Tensor | None = None
 
-    def __call__(
-        self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any
-    ) -> torch.Tensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002 - the hook's signature
         rows = len(input_ids)
         if self.done is None or self.spoken is None:
             self.done = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
@@ -270,10 +269,6 @@ def open_engine(
     request: PhaseRequest, *, quantization: str | None = None, adapter: Path | None = None
 ) -> Engine:
     """The engine the runbook declares, on the prepared base; kept while the child lives."""
-    if request.engine.get("name") == "fake":
-        from phases.fake_engine import FakeEngine  # noqa: PLC0415 - tests and rehearsals only
-
-        return FakeEngine(seed=request.seed)
     folder = request.workspace / request.inputs["prepare_model"]["base_model"].path
     key = (str(folder), str(quantization), str(adapter))
     if key not in _loaded:

@@ -159,17 +159,19 @@ class Generator:
             count = min(size, drawn.lists_per_round - start)
 
             def make(seed: int, count: int = count) -> list[Row]:
-                asked = [prompts.instruction_list_prompt(self.shots, seed + i) for i in range(count)]
-                made = self.engine.generate(asked, sampling, ("\n\n",), seed)
-                return [
-                    {"text": g.text, "tokens": g.tokens, "cut_off": g.hit_limit} for g in made
+                asked = [
+                    prompts.instruction_list_prompt(self.shots, seed + i) for i in range(count)
                 ]
+                made = self.engine.generate(asked, sampling, ("\n\n",), seed)
+                return [{"text": g.text, "tokens": g.tokens, "cut_off": g.hit_limit} for g in made]
 
             rows = batch(self.request, f"{key}/lists/{number:04d}", make)
             self._tell(f"{key} lists", number + 1, len(starts), rows, kept)
             for row in rows:
-                for text in parse_instructions(row["text"], cut_off=row["cut_off"]):
-                    found.append({"instruction": text, "fate": self.screen.fate(text)})
+                found.extend(
+                    {"instruction": text, "fate": self.screen.fate(text)}
+                    for text in parse_instructions(row["text"], cut_off=row["cut_off"])
+                )
         return found
 
     def _judge_instructions(self, key: str, rows: list[Row], kept: int) -> None:
@@ -184,9 +186,7 @@ class Generator:
 
     def _respond(self, key: str, rows: list[Row], kept: int) -> None:
         p = self.params
-        sampling = Sampling(
-            p.max_new_tokens, p.temperature, p.top_p, p.top_k, p.repetition_penalty
-        )
+        sampling = Sampling(p.max_new_tokens, p.temperature, p.top_p, p.top_k, p.repetition_penalty)
 
         def make(part: list[Row], seed: int) -> list[Row]:
             asked = [prompts.response_prompt(self.shots, row["instruction"]) for row in part]

@@ -63,9 +63,7 @@ def _download(repository: str, revision: str, output: Path) -> Path:
 
     shutil.rmtree(output, ignore_errors=True)
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    snapshot_download(
-        repository, revision=revision, local_dir=output, allow_patterns=patterns
-    )
+    snapshot_download(repository, revision=revision, local_dir=output, allow_patterns=patterns)
     shutil.rmtree(output / ".cache", ignore_errors=True)
     complete_directory(output)
     return output

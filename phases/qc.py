@@ -30,8 +30,20 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
     paired = [r for r in rows if "pair_critic" in r]
     tokens = sorted(r["response_tokens"] for r in kept)
     return (
-        _rate("runaway_rate", sum(r["runaway"] for r in cleaned), len(cleaned), "cleaned responses", evidence),
-        _rate("token_limit_rate", sum(r["hit_limit"] for r in raw), len(raw), "raw generations", evidence),
+        _rate(
+            "runaway_rate",
+            sum(r["runaway"] for r in cleaned),
+            len(cleaned),
+            "cleaned responses",
+            evidence,
+        ),
+        _rate(
+            "token_limit_rate",
+            sum(r["hit_limit"] for r in raw),
+            len(raw),
+            "raw generations",
+            evidence,
+        ),
         _rate(
             "instruction_acceptance",
             sum(r["fate"] != "rejected_instruction" for r in judged),
@@ -128,9 +140,7 @@ def flagged(rows: Sequence[Row]) -> tuple[Row, ...]:
 
     suspects = [r for r in rows if r.get("hit_limit") or r["fate"] in order]
     fields = ("instruction", "raw", "response", "hit_limit", "fate")
-    return tuple(
-        {f: r[f] for f in fields if f in r} for r in sorted(suspects, key=rank)[:10]
-    )
+    return tuple({f: r[f] for f in fields if f in r} for r in sorted(suspects, key=rank)[:10])
 
 
 def sample(kept: Sequence[Row], seed: int) -> tuple[Row, ...]:

@@ -25,6 +25,7 @@ def batch(request: PhaseRequest, key: str, make: Callable[[int], Sequence[Row]])
     """The rows of a batch: read back if the journal holds it, else made and committed.
 
     Args:
+        request: the step's.
         key: unique within the attempt, e.g. ``shard-1/round-0/responses/0003``.
         make: called with the batch's seed.
 

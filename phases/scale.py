@@ -62,7 +62,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     return _merge(request, params, pilot, shards, sentinels)
 
 
-def _shard(  # noqa: PLR0913 - what a shard is made of
+def _shard(
     request: PhaseRequest,
     engine: Engine,
     params: ScaleParams,
@@ -77,9 +77,7 @@ def _shard(  # noqa: PLR0913 - what a shard is made of
         return folder
     shots = load_few_shot(Path(params.few_shot))
     seen = [*seen_instructions(shots), *(str(r["instruction"]) for r in pilot)]
-    screen = make_screen(
-        params.near_duplicate, seen, held_out_instructions(Path(params.held_out))
-    )
+    screen = make_screen(params.near_duplicate, seen, held_out_instructions(Path(params.held_out)))
     part = params.model_copy(update={"target_kept": params.kept_per_shard, "raw_rows": 1})
     rows = Generator(request, engine, part, shots, screen, prefix=f"shard-{number:04d}/").run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.kept_per_shard]
@@ -150,9 +148,7 @@ def _merge(
     sentinels: tuple[Metric, ...],
 ) -> PhaseResult:
     request.channel.progress(stage="merge", done=0, total=1)
-    screen = make_screen(
-        params.near_duplicate, [], held_out_instructions(Path(params.held_out))
-    )
+    screen = make_screen(params.near_duplicate, [], held_out_instructions(Path(params.held_out)))
     merged: list[Row] = []
     dropped: Counter[str] = Counter()
     made = [record for folder in shards for record in read_jsonl(folder / "dataset.jsonl")]

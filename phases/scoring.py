@@ -34,9 +34,7 @@ class Conditions(BaseModel):
 
 def items_of(conditions: Conditions) -> tuple[verifiers.HeldOutItem, ...]:
     """The fixed subset of the held-out set."""
-    return verifiers.subset(
-        verifiers.load_items(Path(conditions.held_out)), conditions.per_kind
-    )
+    return verifiers.subset(verifiers.load_items(Path(conditions.held_out)), conditions.per_kind)
 
 
 def score_items(

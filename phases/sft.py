@@ -17,12 +17,17 @@ from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from phases import prompts
 from phases.base_model import BaseModel as Base
 from phases.base_model import load_base_model
 from phases.records import Row, parse_params
-from runbook.artifacts import complete_directory, describe, is_complete, read_jsonl, sha256_file
-from runbook.artifacts import write_json
+from runbook.artifacts import (
+    complete_directory,
+    describe,
+    is_complete,
+    read_jsonl,
+    sha256_file,
+    write_json,
+)
 from runbook.contract import Committed, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
@@ -198,4 +203,3 @@ def _weights(model: Any) -> tuple[int, float]:
         if "lora_B" in name:
             square += float(weight.detach().float().pow(2).sum())
     return bad, math.sqrt(square)
-

@@ -21,7 +21,7 @@ from runbook.errors import CorruptError
 T = TypeVar("T")
 
 
-def encode(value: Any) -> Json:  # noqa: PLR0911 - one line per kind of value
+def encode(value: Any) -> Json:
     """The JSON form of a value. Raises TypeError for what has none."""
     match value:
         case Enum():
@@ -48,7 +48,7 @@ def decode(kind: type[T], value: Json) -> T:
     return decoded
 
 
-def _decode(kind: Any, value: Json, where: str) -> Any:  # noqa: PLR0911 - one line per kind
+def _decode(kind: Any, value: Json, where: str) -> Any:
     origin = get_origin(kind)
     if kind is Any:
         return value

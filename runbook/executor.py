@@ -15,11 +15,11 @@ from datetime import UTC, datetime, timedelta
 from runbook import artifacts, manifest
 from runbook import events as ev
 from runbook import machine as m
-from runbook.contract import Committed, Json, Judgement, Metric, PhaseResult
+from runbook.contract import Committed, Gate, Json, Judgement, Metric, PhaseResult
 from runbook.errors import NeedsPersonError, PausedError, PhaseError, RunbookError
 from runbook.fingerprint import plan_document
 from runbook.journal import Clock, Entry, Journal, batches, facts, read_entries, seconds_spent
-from runbook.plan import Gate, Plan, PlannedStep
+from runbook.plan import Plan, PlannedStep
 from runbook.process import Failed, Finished, Lost, Paused, Worker, end_orphans, signals
 from runbook.review import Reviewer, ReviewRequest
 from runbook.worker import Job
@@ -33,7 +33,7 @@ _PINNED = (ev.StepFinished, ev.GateJudged, ev.StepPassed, ev.ReviewDecided, ev.S
 """Facts that must never go missing unnoticed."""
 
 
-def run_session(  # noqa: PLR0913 - the seams are plain parameters
+def run_session(
     plan: Plan,
     workspace: Workspace,
     *,
@@ -86,7 +86,7 @@ class Halt(Exception):  # noqa: N818 - a stop is not an error
 
 
 class _Session:
-    def __init__(  # noqa: PLR0913, PLR0917 - made in one place, from run_session's parameters
+    def __init__(
         self,
         plan: Plan,
         workspace: Workspace,

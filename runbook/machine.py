@@ -280,9 +280,7 @@ def _adjustment(plan: Plan, state: State, step: PlannedStep, mine: StepState) ->
     return Adjust(step.name, changes, "; ".join(why)) if changes else None
 
 
-def refuse_decision(  # noqa: PLR0911 - one reason a line
-    plan: Plan, state: State, decided: ev.ReviewDecided
-) -> str:
+def refuse_decision(plan: Plan, state: State, decided: ev.ReviewDecided) -> str:
     """Why this decision cannot stand; empty where it can. Asked before it is appended."""
     found = [
         (plan.step(name), mine, mine.review)
@@ -308,7 +306,7 @@ def refuse_decision(  # noqa: PLR0911 - one reason a line
     return _refuse_changes(decided.changes, step.adjustable, params)
 
 
-def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0911, PLR0912 - one case per fact
+def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0912 - one case per fact
     """The state after this fact. A decision that cannot stand changes nothing."""
     match event:
         case ev.SessionStarted():

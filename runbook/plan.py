@@ -8,9 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runbook.contract import Criterion as Criterion
-from runbook.contract import Gate as Gate
-from runbook.contract import Json
+from runbook.contract import Gate, Json
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from pathlib import Path
 from runbook import artifacts, errors
 from runbook.contract import (
     Committed,
+    Criterion,
     CriterionResult,
+    Gate,
     Instrument,
     Json,
     Judgement,
@@ -19,7 +21,7 @@ from runbook.contract import (
     PhaseResult,
     Verdict,
 )
-from runbook.plan import Criterion, Gate, Plan, PlannedPhase, PlannedStep
+from runbook.plan import Plan, PlannedPhase, PlannedStep
 
 
 def make_step(name: str, **fields: Json) -> PlannedStep:

