@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from runbook.contract import Json
-from runbook.errors import RunbookError
+from runbook.errors import ConfigError, RunbookError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -59,6 +59,7 @@ def show_plan(spec: Spec, overrides: Overrides = None) -> None:
 @app.command()
 def run(spec: Spec, workspace: Folder = _WORKSPACE, overrides: Overrides = None) -> None:
     """Run the session, or go on with it: the same command continues after any stop."""
+    from agent.human import ask  # noqa: PLC0415 - start-up stays light
     from gates.judge import judge_gate  # noqa: PLC0415 - scipy is slow to import
     from runbook.executor import run_session  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
@@ -70,11 +71,53 @@ def run(spec: Spec, workspace: Folder = _WORKSPACE, overrides: Overrides = None)
         plan,
         place,
         gates=lambda gate, metrics, final: judge_gate(gate, metrics, place.root, final=final),
-        reviewer=lambda _: None,
+        reviewer=ask,
         on_progress=_Progress(),
     )
     _say(_ending(place))
     raise typer.Exit(code)
+
+
+review = typer.Typer(no_args_is_help=True, help="Reviews that wait for a person.")
+app.add_typer(review, name="review")
+
+
+@review.command("decide")
+def decide(  # each option is one field of the decision
+    review_id: Annotated[str, typer.Argument(help="As the stop names it, e.g. pilot-2.")],
+    *,
+    spec: Annotated[Path, typer.Option(help="The runbook the session was started with.")],
+    action: Annotated[str, typer.Option(help="retry, stop or override.")],
+    reason: Annotated[str, typer.Option(help="Kept on record.")],
+    author: Annotated[str, typer.Option(envvar="USER", help="Who decides.")] = "unnamed",
+    changes: Annotated[
+        list[str] | None, typer.Option("--change", help="PARAM=VALUE, for a retry.")
+    ] = None,
+    workspace: Folder = _WORKSPACE,
+    overrides: Overrides = None,
+) -> None:
+    """Record a person's decision; the next 'runbook run' acts on it."""
+    from runbook.events import ReviewDecided  # noqa: PLC0415 - start-up stays light
+    from runbook.review import record_decision  # noqa: PLC0415 - start-up stays light
+    from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    changed = dict(_change(text) for text in changes or [])
+    decided = ReviewDecided(review_id, action, changed, reason, author, person=True)
+    plan = load_plan(spec, overrides or [])
+    record_decision(plan, Workspace.at(workspace), decided)
+    _say(f"{review_id}: {action} is on record. The same 'runbook run' goes on.")
+
+
+def _change(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        number = float(value)
+    except ValueError:
+        raise ConfigError(
+            "a change is PARAM=NUMBER", where=f"--change {text}", fix="e.g. max_new_tokens=48"
+        ) from None
+    return name, int(number) if number.is_integer() else number
 
 
 @app.command()
