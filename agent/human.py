@@ -4,10 +4,10 @@ It never decides. A person answers with ``runbook review decide``.
 """
 
 import json
+import shlex
 
 from runbook.artifacts import write_text
-from runbook.contract import Json
-from runbook.review import ReviewRequest
+from runbook.contract import Attempt, Json, ReviewRequest
 
 
 def ask(request: ReviewRequest) -> None:
@@ -27,10 +27,9 @@ def render(request: ReviewRequest) -> str:
         "|---|---|---|---|---|---|",
         *(_criterion(c) for c in request.criteria),
         "",
-        "## Parameters of this attempt",
+        "## Every attempt, with its parameters",
         "",
-        *(f"- `{name}`: {_escaped(value)}" for name, value in sorted(request.params.items())),
-        "",
+        *(line for attempt in request.attempts for line in _attempt(attempt)),
         "## What a retry may change",
         "",
         *(f"- `{n}`: {r.min:g} to {r.max:g}" for n, r in sorted(request.adjustable.items())),
@@ -41,19 +40,38 @@ def render(request: ReviewRequest) -> str:
         "",
         "## How to answer",
         "",
-        f"    runbook review decide {request.review_id} --action ACTION --reason TEXT",
+        f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
+        f"        --workspace {shlex.quote(str(request.workspace))}",
+        "",
+        "A retry may add `--change NAME=NUMBER` within the ranges above.",
+        "Then the same `runbook run` goes on.",
         "",
     ]
     return "\n".join(lines)
+
+
+def _attempt(attempt: Attempt) -> list[str]:
+    """Verdict, reasons and parameters; the lists of a spec stand as JSON."""
+    again = ", extended sample" if attempt.look > 1 else ""
+    return [
+        f"### Attempt {attempt.attempt}{again}: {attempt.verdict}",
+        "",
+        *(f"- {_plain(reason)}" for reason in attempt.reasons),
+        *(f"- `{name}`: {_escaped(value)}" for name, value in sorted(attempt.params.items())),
+        "",
+    ]
 
 
 def _criterion(criterion: Json) -> str:
     c = criterion
     value = "-" if c["value"] is None else f"{c['value']:.4g}"
     cells = (c["metric"], c["verdict"], value, c["n"], c["threshold"], c["reason"])
-    return (
-        "| " + " | ".join(str(cell).replace("|", "/").replace("\n", " ") for cell in cells) + " |"
-    )
+    return "| " + " | ".join(_plain(str(cell)) for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """One line that cannot end a table cell, in ASCII."""
+    return _escaped(text)[1:-1].replace("|", "/")
 
 
 def _escaped(value: Json) -> str:

@@ -64,7 +64,7 @@ def _judge_one(criterion: Criterion, metric: Metric | None, *, final: bool) -> C
     blank = CriterionResult(
         metric=criterion.metric,
         kind=criterion.kind,
-        threshold=describe_threshold(criterion),
+        threshold=criterion.threshold,
         verdict=Verdict.INVALID,
         value=metric.value if metric else None,
         n=metric.n if metric else None,
@@ -159,17 +159,6 @@ def _holds(criterion: Criterion, value: float) -> bool:
         and (c.at_most is None or value <= c.at_most)
         and (c.at_least is None or value >= c.at_least)
     )
-
-
-def describe_threshold(criterion: Criterion) -> str:
-    """The declared comparison, e.g. ``>= 100 and <= 200``."""
-    signs = (("above", ">"), ("at_least", ">="), ("below", "<"), ("at_most", "<="))
-    parts = [
-        f"{sign} {getattr(criterion, field):g}"
-        for field, sign in signs
-        if getattr(criterion, field) is not None
-    ]
-    return " and ".join(parts)
 
 
 def _with(blank: CriterionResult, verdict: Verdict, reason: str) -> CriterionResult:

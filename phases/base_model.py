@@ -16,6 +16,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
+from phases.snapshot import check_snapshot
 from runbook.contract import Json
 from runbook.errors import ConfigError, SentinelError
 
@@ -156,7 +157,7 @@ def load_base_model(
         engine: the runbook's ``engine`` section.
         quantization: 'none' or 'nf4'; the declared one where None.
         adapter: a PEFT adapter to put on top.
-        trainable: leave gradients on.
+        trainable: leave gradients on, the adapter's included.
 
     Raises:
         ConfigError: the folder holds no usable snapshot.
@@ -187,11 +188,11 @@ def load_base_model(
     if quantization != "nf4":
         model.to(str(engine.get("device", "cpu")))
     if adapter is not None:
-        model = _with_adapter(model, adapter)
+        model = _with_adapter(model, adapter, trainable=trainable)
     if not trainable:
         model.eval()
     # A frozen head on a strided slice takes a path in torch that copies the whole vocabulary
-    # matrix once a row (measured: 36 s against 0.1 s for 32 rows).
+    # matrix once a row (measured on two cores, 32 rows of Gemma 3 270M: 34 to 39 s against 0.06 s).
     model.get_output_embeddings().register_forward_pre_hook(
         lambda _, inputs: (inputs[0].contiguous(), *inputs[1:])
     )
@@ -218,30 +219,10 @@ def convert_gguf(gguf: Path, output: Path) -> None:
     tokenizer.save_pretrained(output)
 
 
-def check_snapshot(folder: Path) -> None:
-    """Refuse a folder that cannot hold a model, before anything is loaded.
+def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+    from peft import PeftModel  # noqa: PLC0415 - slow to import, not needed by every caller
 
-    Raises:
-        ConfigError: says which part is missing.
-    """
-    fix = "give model.source.path a folder with config.json, a tokenizer and *.safetensors"
-    if not folder.is_dir():
-        raise ConfigError("there is no such model folder", where=str(folder), fix=fix)
-    if not (folder / "config.json").is_file():
-        raise ConfigError("the model folder has no config.json", where=str(folder), fix=fix)
-    weights = list(folder.glob("*.safetensors"))
-    if not weights or any(w.stat().st_size == 0 for w in weights):
-        pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"))]
-        hint = (
-            f"convert {pickles[0]} to safetensors: loading a pickle runs code" if pickles else fix
-        )
-        raise ConfigError("the model folder has no weights", where=str(folder), fix=hint)
-
-
-def _with_adapter(model: Any, adapter: Path) -> Any:
-    from peft import PeftModel  # noqa: PLC0415 - slow to import, needed by one caller
-
-    return PeftModel.from_pretrained(model, str(adapter))
+    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
 
 
 def _guarded(

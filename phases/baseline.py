@@ -25,8 +25,8 @@ def run(request: PhaseRequest) -> PhaseResult:
         {
             **conditions.model_dump(exclude={"held_out"}),
             "held_out_sha256": sha256_file(request.workspace / conditions.held_out),
-            "engine": {k: v for k, v in request.engine.items() if k != "threads"},
             **engine.stated(),
+            "engine": {k: v for k, v in request.engine.items() if k != "threads"},
         },
     )
     return PhaseResult(

@@ -11,7 +11,7 @@ from phases.engines import open_engine
 from phases.records import Row
 from phases.scoring import Conditions, items_of, score_items
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
-from runbook.contract import Metric, PhaseRequest, PhaseResult
+from runbook.contract import Artifact, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, CorruptError
 
 
@@ -19,7 +19,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``outcomes`` (tuned rows) and ``pairs`` (one row an item)."""
     conditions = _conditions(request)
     base = read_jsonl(request.workspace / request.inputs["baseline"]["outcomes"].path)
-    adapter = request.workspace / request.inputs["sft"]["adapter"].path
+    adapter = request.workspace / tuned_adapter(request).path
     engine = open_engine(request, quantization=conditions.quantization, adapter=adapter)
     items = items_of(conditions)
     tuned = score_items(request, engine, conditions, items, "tuned")
@@ -46,6 +46,23 @@ def run(request: PhaseRequest) -> PhaseResult:
         flagged=tuple(r for r in pairs if r["base"] and not r["tuned"])[:10],
         judged_file="evaluation.json",
     )
+
+
+def tuned_adapter(request: PhaseRequest) -> Artifact:
+    """The artifact ``adapter`` of the one input step that has one, be it sft or dpo.
+
+    Raises:
+        ConfigError: no input step has one, or more than one does.
+    """
+    trained = {step: a["adapter"] for step, a in request.inputs.items() if "adapter" in a}
+    if len(trained) != 1:
+        told = ", ".join(sorted(trained)) or "none"
+        raise ConfigError(
+            f"an evaluation needs one input step with an adapter, found {told}",
+            where=request.step,
+            fix="name exactly one training step, sft or dpo, among the step's inputs",
+        )
+    return next(iter(trained.values()))
 
 
 def _conditions(request: PhaseRequest) -> Conditions:

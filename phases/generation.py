@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from phases import clean, critic, prompts
 from phases.engines import Engine, Sampling
 from phases.records import Row, batch, chunks
+from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
 from runbook.text import NearDuplicates, normalise
 
@@ -293,7 +294,7 @@ def to_record(
                 "top_p": params.top_p,
                 "top_k": params.top_k,
                 "repetition_penalty": params.repetition_penalty,
-                "few_shot_sha256": request.provenance.get("few_shot_sha256"),
+                "few_shot_sha256": sha256_file(Path(params.few_shot)),
             },
         },
     }

@@ -10,6 +10,7 @@ import json
 import shutil
 from pathlib import Path
 
+from phases.snapshot import check_snapshot
 from runbook.artifacts import complete_directory, describe, is_complete
 from runbook.contract import Artifact, Json, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
@@ -43,8 +44,6 @@ def _facts(snapshot: Path, source: Json, artifact: Artifact) -> dict[str, Json]:
 
 def _link(folder: Path, output: Path) -> Path:
     """Hard-link (or copy) a user's folder, so that what was hashed is what is loaded."""
-    from phases.base_model import check_snapshot  # noqa: PLC0415 - torch is slow to import
-
     check_snapshot(folder)
     if is_complete(output):
         return output

@@ -37,8 +37,11 @@ from runbook.artifacts import (
 )
 from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import CorruptError
+from runbook.text import normalise
 
 SHARDS: Final = "artifacts/data_gen_shards"
+MIN_QUOTED_WORDS: Final = 4
+"""A shorter instruction stands in too many texts by chance."""
 
 
 class ScaleParams(GenerationParams):
@@ -190,16 +193,27 @@ def _merge(
 
 
 def _merge_metrics(params: ScaleParams, merged: Sequence[Row]) -> tuple[Metric, ...]:
-    """Overlap with the held-out set, measured on the merged file's own rows."""
-    held_out = make_screen(
-        params.near_duplicate, [], held_out_instructions(Path(params.held_out))
-    ).held_out
-    near = sum(held_out.find(str(r["instruction"])) is not None for r in merged)
+    """Censuses of the merged file's own rows."""
+    held_out = [normalise(text) for text in held_out_instructions(Path(params.held_out))]
+    overlapping = sum(quotes_held_out(row, held_out) for row in merged)
     incomplete = sum(not _has_provenance(r) for r in merged)
     return (
-        Metric("near_held_out", float(near) if merged else None, n=len(merged)),
+        Metric("held_out_overlap", float(overlapping) if merged else None, n=len(merged)),
         Metric("incomplete_provenance", float(incomplete) if merged else None, n=len(merged)),
     )
+
+
+def quotes_held_out(row: Row, held_out: Sequence[str]) -> bool:
+    """Whether a held-out instruction and a row quote each other word for word.
+
+    Looks where the merge's screen does not: at a held-out instruction within a longer instruction
+    or within the response, and at a row's instruction of four words or more within a held-out one.
+    ``held_out`` is normalised text.
+    """
+    asked = normalise(str(row["instruction"]))
+    whole = f" {asked} | {normalise(str(row['response']))} "
+    long = asked.count(" ") >= MIN_QUOTED_WORDS - 1
+    return any(f" {item} " in whole or (long and f" {asked} " in f" {item} ") for item in held_out)
 
 
 def _has_provenance(record: Row) -> bool:

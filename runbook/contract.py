@@ -6,7 +6,7 @@ counts; a gate turns metrics into a ``Judgement``. Verdicts are compared by name
 truth value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -157,6 +157,12 @@ class Criterion:
     at_max_n: str = "rate"
     """What decides when the sample cannot grow any more: 'rate' or 'bound'."""
 
+    @property
+    def threshold(self) -> str:
+        """The declared comparison, e.g. ``>= 100 and <= 200``."""
+        bounds = ((">", self.above), (">=", self.at_least), ("<", self.below), ("<=", self.at_most))
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if bound is not None)
+
 
 @dataclass(frozen=True)
 class Gate:
@@ -197,3 +203,72 @@ class Judgement:
     def sentinel_tripped(self) -> bool:
         """Whether a sentinel criterion failed: exit 5, and only a person clears it."""
         return any(c.kind == "sentinel" and c.verdict is Verdict.FAIL for c in self.criteria)
+
+
+@dataclass(frozen=True)
+class Range:
+    """What an adjustment or a reviewer may set a parameter to, both ends included."""
+
+    min: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One judged run of a step, as a reviewer is told of it."""
+
+    attempt: int
+    look: int
+    """2 where the sample was extended."""
+    verdict: str
+    reasons: tuple[str, ...]
+    params: Mapping[str, Json]
+    """As it ran with them."""
+
+
+@dataclass(frozen=True)
+class ReviewRequest:
+    """One question about one attempt at one gate."""
+
+    review_id: str
+    """``<step>-<attempt>``: at most one review per gate and attempt."""
+    step: str
+    attempt: int
+    reason: str
+    """sentinel, gate failed, closing, instrument or underpowered."""
+    allowed: tuple[str, ...]
+    """Of retry, stop, override; only a person may override."""
+    run_id: str
+    workspace: Path
+    path: str
+    """The review's own folder, relative to the workspace."""
+    verdict: str
+    criteria: tuple[Mapping[str, Json], ...]
+    """The ``CriterionResult`` of each criterion, as JSON."""
+    reasons: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    attempts: tuple[Attempt, ...]
+    """Every judged run so far, the one in question last."""
+    adjustable: Mapping[str, Range]
+    """What a retry may change, and how far."""
+    failures: int
+    retries: int
+    summary: Mapping[str, Json]
+    flagged: tuple[Mapping[str, Json], ...]
+    samples: tuple[Mapping[str, Json], ...]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A reviewer's answer. One outside the request's bounds counts as no answer."""
+
+    action: str
+    reason: str
+    author: str
+    person: bool
+    """Whether a human decided; a model's override is never accepted."""
+    changes: Mapping[str, Json] = field(default_factory=dict)
+
+
+Reviewer = Callable[[ReviewRequest], Decision | None]
+"""None: a person must decide. Asked again after a crash, so it must not mind being repeated."""

@@ -10,7 +10,7 @@ import dataclasses
 import math
 import types
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -199,6 +199,8 @@ class StepFinished(Event):
     summary: Mapping[str, Json]
     flagged: tuple[Mapping[str, Json], ...]
     samples: tuple[Mapping[str, Json], ...]
+    judged_file: str = "gate.json"
+    """Name, in the output folder, of the file that holds the judgement."""
 
 
 @_fact
@@ -234,6 +236,8 @@ class GateJudged(Event):
     reasons: tuple[str, ...]
     sentinel: bool
     """A sentinel criterion failed: only a person goes on from here."""
+    details: Mapping[str, Json] = field(default_factory=dict)
+    """What the gate computed on the way, e.g. the paired comparison."""
 
 
 @_fact
@@ -254,6 +258,8 @@ class ManifestWritten(Event):
     attempt: int
     path: str
     sha256: str
+    judged_path: str = ""
+    """Of the judgement on its own; empty for a step without a gate."""
 
 
 @_fact

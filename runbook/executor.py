@@ -8,26 +8,37 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 from runbook import artifacts, manifest
 from runbook import events as ev
 from runbook import machine as m
-from runbook.contract import Committed, Gate, Json, Judgement, Metric, PhaseResult
-from runbook.errors import NeedsPersonError, PausedError, PhaseError, RunbookError
+from runbook import state as st
+from runbook.contract import (
+    Gate,
+    Judgement,
+    Metric,
+    Reviewer,
+)
+from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
 from runbook.journal import Clock, Entry, Journal, batches, facts, read_entries, seconds_spent
 from runbook.plan import Plan, PlannedStep
-from runbook.process import Failed, Finished, Lost, Paused, Worker, end_orphans, signals
-from runbook.review import Reviewer, ReviewRequest
+from runbook.preflight import check_machine
+from runbook.process import Failed, Lost, Paused, end_orphans, signals
+from runbook.report.judgement import judgement_document, judgement_text
+from runbook.report.markdown import render_report
+from runbook.report.view import build_view
+from runbook.review import make_request
+from runbook.step_runner import Progress, StepRunner
 from runbook.worker import Job
 from runbook.workspace import Workspace, stamp
 
 Gates = Callable[[Gate, tuple[Metric, ...], bool], Judgement]
 """The gate, the readings, and whether the sample cannot grow any more."""
-Progress = Callable[[Mapping[str, Json]], None]
 
 _PINNED = (ev.StepFinished, ev.GateJudged, ev.StepPassed, ev.ReviewDecided, ev.SessionDone)
 """Facts that must never go missing unnoticed."""
@@ -39,35 +50,41 @@ def run_session(
     *,
     gates: Gates,
     reviewer: Reviewer,
+    dry: Callable[[], Sequence[str]] = tuple,
     on_progress: Progress = lambda _: None,
     clock: Clock = time.time,
 ) -> int:
     """Run the session, or go on with it, to its end or its stop; return the exit code.
 
+    ``dry`` names what forbids running phase code; it is asked before each step.
+
     Raises:
-        ConfigError: the plan is not the one the journal was started with.
+        ConfigError: the plan is not the one the journal was started with, or asks for GPUs that
+            are not there.
         LockedError: another executor holds the workspace.
         CorruptError: the journal is not what was appended.
         NeedsPersonError: the journal cannot be written.
     """
     workspace.create()
-    done = _same_session(plan, read_entries(workspace)).done
-    if done:
-        return done.exit_code
+    state = _same_session(plan, read_entries(workspace))
+    if state.done:
+        return state.done.exit_code
+    if state.session is None:
+        check_machine(plan.preflight, workspace.root)
     with workspace.lock(), Journal(workspace, clock) as journal, signals() as stop:
         end_orphans(workspace.root)
         artifacts.remove_stale(workspace.root)
-        session = _Session(plan, workspace, journal, gates, reviewer, on_progress, clock, stop)
+        session = _Session(plan, workspace, journal, gates, reviewer, dry, on_progress, clock, stop)
         try:
             return session.run()
         finally:
-            session.close()
+            session.runner.close()
 
 
 def _same_session(
     plan: Plan,
     entries: Sequence[Entry],
-) -> m.State:
+) -> st.State:
     """The state of the journal; refuses one that was begun with another plan."""
     known = facts(entries)
     started = next((fact for fact in known if isinstance(fact, ev.SessionStarted)), None)
@@ -93,6 +110,7 @@ class _Session:
         journal: Journal,
         gates: Gates,
         reviewer: Reviewer,
+        dry: Callable[[], Sequence[str]],
         on_progress: Progress,
         clock: Clock,
         stop: Callable[[], str],
@@ -102,19 +120,17 @@ class _Session:
         self.journal = journal
         self.gates = gates
         self.reviewer = reviewer
+        self.dry = dry
         self.on_progress = on_progress
         self.clock = clock
         self.stop = stop
         self.state = m.replay(plan, facts(journal.entries))
-        self.worker: Worker | None = None
+        self.runner = StepRunner(
+            plan, workspace, self.append, on_progress, clock, stop, self._budget_left
+        )
         self.consulted: set[str] = set()
         self.spent_before = seconds_spent(journal.entries)
         self.began = clock()
-
-    def close(self) -> None:
-        if self.worker:
-            self.worker.close()
-            self.worker = None
 
     def append(self, event: ev.Event) -> None:
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
@@ -162,25 +178,25 @@ class _Session:
             raise Halt("paused", PausedError.code, f"{self.stop()}; the same command goes on")
         self._settle()
         match m.decide(self.plan, self.state):
-            case m.RunStep() as run:
+            case st.RunStep() as run:
                 self._run_step(run)
-            case m.JudgeGate(step):
+            case st.JudgeGate(step):
                 self._judge(step)
-            case m.PassStep(step):
+            case st.PassStep(step):
                 self.append(ev.StepPassed(step, self.state.steps[step].attempt))
-            case m.SkipStep(step, phase, why):
+            case st.SkipStep(step, phase, why):
                 self.append(ev.StepSkipped(step, phase, why))
-            case m.Extend(step, params):
+            case st.Extend(step, params):
                 self.append(ev.SampleExtended(step, self.state.steps[step].attempt, params))
-            case m.Adjust(step, changes, why):
+            case st.Adjust(step, changes, why):
                 self.append(ev.Adjusted(step, self.state.steps[step].attempt, changes, why))
-            case m.AskReview(step, attempt, reason):
+            case st.AskReview(step, attempt, reason):
                 path = self.workspace.review(self._now(), f"{step}_{attempt}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
                 self.append(ev.ReviewRequested(f"{step}-{attempt}", step, attempt, reason, where))
-            case m.Stop(reason, exit_code, detail):
+            case st.Stop(reason, exit_code, detail):
                 return self._stop(reason, exit_code, detail)
-            case m.Finish(exit_code):
+            case st.Finish(exit_code):
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
                 self._project()
                 return exit_code
@@ -207,11 +223,25 @@ class _Session:
         assert mine.started is not None
         shared = sum(other.output == step.output for other in self.plan.steps) > 1
         output = self.workspace.inside(mine.started.output)
+        judgement = self._write_judgement(output, mine)
         path = self.workspace.manifest(output, step.name if shared else "")
-        sha = artifacts.write_json(path, manifest.step_manifest(self.plan, self.state, step))
+        sha = artifacts.write_json(
+            path, manifest.step_manifest(self.plan, self.state, step, judgement)
+        )
         where = self.workspace.relative(path)
-        self.append(ev.ManifestWritten(step.name, mine.attempt, where, sha))
+        judged_path = judgement["path"] if judgement else ""
+        self.append(ev.ManifestWritten(step.name, mine.attempt, where, sha, judged_path))
         self._project()
+
+    def _write_judgement(self, output: Path, mine: st.StepState) -> dict[str, str]:
+        """Path and hash of the judgement laid down beside what it judges; empty without a gate."""
+        if mine.started is None or mine.finished is None or mine.judged is None:
+            return {}
+        document = judgement_document(mine.started, mine.finished, mine.judged)
+        path = output / mine.finished.judged_file
+        artifacts.write_text(path.with_suffix(".txt"), judgement_text(document))
+        sha = artifacts.write_json(path, document)
+        return {"path": self.workspace.relative(path), "sha256": sha}
 
     def _project(self) -> None:
         if self.state.session is None:
@@ -222,40 +252,18 @@ class _Session:
             self.workspace.session_manifest(self.state.session.run_id),
             manifest.session_manifest(self.plan, self.state, written),
         )
+        report = render_report(build_view(self.journal.entries), self.workspace.root)
+        artifacts.write_text(self.workspace.report, report)
 
     def _consult(self, name: str) -> None:
-        mine = self.state.steps[name]
-        step = self.plan.step(name)
-        review, judged, finished = mine.review, mine.judged, mine.finished
-        assert review is not None
-        assert judged is not None
-        assert finished is not None
-        request = ReviewRequest(
-            review_id=review.review_id,
-            step=name,
-            attempt=mine.attempt,
-            reason=review.reason,
-            allowed=m.ALLOWED[review.reason],
-            run_id=self.state.session.run_id if self.state.session else "",
-            workspace=self.workspace.root,
-            path=review.path,
-            verdict=judged.verdict,
-            criteria=judged.criteria,
-            reasons=judged.reasons,
-            metrics=finished.metrics,
-            params=m.params_of(self.plan, self.state, name),
-            adjustable=step.adjustable,
-            failures=mine.failures,
-            retries=step.retries,
-            summary=finished.summary,
-            flagged=finished.flagged,
-            samples=finished.samples,
+        request = make_request(
+            self.plan, self.state, facts(self.journal.entries), self.workspace, name
         )
         answer = self.reviewer(request)
         if answer is None:
             return
         decided = ev.ReviewDecided(
-            review.review_id,
+            request.review_id,
             answer.action,
             dict(answer.changes),
             answer.reason,
@@ -264,7 +272,7 @@ class _Session:
         )
         refusal = m.refuse_decision(self.plan, self.state, decided)
         if refusal:
-            self.on_progress({"review": review.review_id, "refused": refusal})
+            self.on_progress({"review": request.review_id, "refused": refusal})
         else:
             self.append(decided)
 
@@ -284,6 +292,7 @@ class _Session:
                 tuple(ev.encode(criterion) for criterion in judged.criteria),
                 judged.reasons,
                 judged.sentinel_tripped,
+                ev.encode(judged.details),
             )
         )
 
@@ -295,9 +304,11 @@ class _Session:
         limit = self.plan.budget.get("wall_clock_s")
         return Halt("budget", 4, f"the session's wall clock budget of {limit} s is spent")
 
-    def _run_step(self, run: m.RunStep) -> None:
+    def _run_step(self, run: st.RunStep) -> None:
         if not self._budget_left():
             raise self._halt_for_budget()
+        if findings := self.dry():
+            raise Halt("dry", SentinelError.code, "; ".join(findings))
         step = self.plan.step(run.step)
         try:
             inputs = manifest.verified_inputs(self.state, self.workspace, step)
@@ -327,64 +338,21 @@ class _Session:
             provenance=manifest.provenance(self.plan),
             committed=tuple(known.values()),
         )
-        self._finish_step(run, self._run_job(run, job, known))
-
-    def _run_job(
-        self, run: m.RunStep, job: Job, known: dict[str, Committed]
-    ) -> ev.StepFinished | Failed | Paused | Lost:
-        begin = self.clock()
-        try:
-            outcome = self._worker_for(run.params).run(
-                job,
-                on_commit=lambda batch: self._commit(run, known, batch),
-                on_progress=lambda fields: self.on_progress(
-                    {"step": run.step, "attempt": run.attempt, **fields}
-                ),
-                stop=lambda: bool(self.stop()),
-            )
-            if isinstance(outcome, Finished):
-                return self._finished(run, outcome.result, self.clock() - begin)
-        except PhaseError as error:
-            return Failed(error.what, error.where, error.fix, error.code, "")
-        return outcome
-
-    def _finished(self, run: m.RunStep, result: PhaseResult, seconds: float) -> ev.StepFinished:
-        for artifact in result.artifacts:
-            path = self.workspace.inside(artifact.path)
-            if not path.exists() or (path.is_file() and path.stat().st_size != artifact.bytes):
-                raise PhaseError(
-                    f"the step declared {artifact.name!r}, which is not there as declared",
-                    where=artifact.path,
-                    fix="describe an artifact after its last byte is written",
-                )
-        return ev.StepFinished(
-            run.step,
-            run.attempt,
-            run.look,
-            result.metrics,
-            result.artifacts,
-            result.tokens,
-            seconds,
-            result.summary,
-            result.flagged,
-            result.samples,
-        )
+        self._finish_step(run, self.runner.run(job))
 
     def _finish_step(
-        self, run: m.RunStep, outcome: ev.StepFinished | Failed | Paused | Lost
+        self, run: st.RunStep, outcome: ev.StepFinished | Failed | Paused | Lost
     ) -> None:
         match outcome:
             case ev.StepFinished():
                 self.append(outcome)
                 return
             case Failed(what, where, fix, code, tail):
-                # What a failed step leaves in memory must not meet the next one.
-                self.close()
                 error = str(RunbookError(what, where=where, fix=fix))
                 self.append(ev.StepFailed(run.step, run.attempt, error, tail, code))
                 return
             case Lost(cause):
-                self.worker = None
+                pass
             case Paused():
                 cause = "paused after a committed batch"
         self.append(ev.StepInterrupted(run.step, run.attempt, self.stop() or cause))
@@ -392,48 +360,6 @@ class _Session:
             if not self._budget_left():
                 raise self._halt_for_budget()
             raise Halt("paused", PausedError.code, f"{run.step} paused itself")
-
-    def _commit(self, run: m.RunStep, known: dict[str, Committed], batch: Committed) -> bool:
-        """Make a batch durable, or refuse it; whether the step is to pause here."""
-        if batch.key in known:
-            if known[batch.key].sha256 != batch.sha256:
-                raise PhaseError(
-                    f"batch {batch.key!r} was committed before with other bytes",
-                    where=batch.path,
-                    fix="ask channel.committed(key) before making a batch",
-                )
-        else:
-            path = self.workspace.inside(batch.path)
-            if not path.is_file() or artifacts.sha256_file(path) != batch.sha256:
-                raise PhaseError(
-                    f"batch {batch.key!r} is not on disk as declared",
-                    where=batch.path,
-                    fix="write it with runbook.artifacts before it is committed",
-                )
-            self.append(
-                ev.BatchCommitted(
-                    run.step, run.attempt, batch.key, batch.path, batch.sha256, batch.records
-                )
-            )
-            known[batch.key] = batch
-        return bool(self.stop()) or not self._budget_left()
-
-    def _worker_for(self, params: Mapping[str, Json]) -> Worker:
-        """The child that has this step's model loaded, or a new one."""
-        plan = self.plan
-        loaded = [plan.model, params.get("quantization"), plan.engine, plan.environment]
-        key = artifacts.canonical_json(ev.encode(loaded))
-        if self.worker and self.worker.key != key:
-            self.close()
-        if self.worker is None:
-            environment = dict(plan.environment)
-            threads = plan.engine.get("threads")
-            if threads is not None:
-                environment.setdefault("OMP_NUM_THREADS", str(threads))
-            log = self.workspace.log("worker")
-            self.worker = Worker(key, self.workspace.root, log, environment)
-            self.worker.start()
-        return self.worker
 
     def _place(self, step: PlannedStep) -> tuple[str, str]:
         """The attempt's output folder and its start; an attempt that goes on keeps both."""

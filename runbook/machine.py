@@ -4,153 +4,35 @@ No clock and no I/O, so every path can be walked in a test. Every run ends: atte
 reviews and interruptions are all counted, and a stop is an act like any other.
 """
 
-import math
 from collections.abc import Iterable, Mapping
-from copy import deepcopy
-from dataclasses import dataclass, field, replace
-from enum import Enum
+from dataclasses import replace
 
 from runbook import events as ev
 from runbook.contract import Json
 from runbook.errors import CorruptError
-from runbook.params import find_param, is_number
-from runbook.plan import Plan, PlannedStep, Range
+from runbook.params import adjusted, find, overlay, refuse_changes
+from runbook.plan import Plan, PlannedStep
+from runbook.state import (
+    ADVISORY,
+    ALLOWED,
+    Action,
+    Adjust,
+    AskReview,
+    Extend,
+    Finish,
+    JudgeGate,
+    PassStep,
+    Review,
+    RunStep,
+    SkipStep,
+    State,
+    Status,
+    StepState,
+    Stop,
+)
 
 MAX_INTERRUPTIONS = 5
 """In a row, without one batch committed in between."""
-
-
-class Status(Enum):
-    PENDING = "pending"
-    RUNNING = "running"
-    INTERRUPTED = "interrupted"
-    FAILED = "failed"
-    FINISHED = "finished"
-    JUDGED = "judged"
-    PASSED = "passed"
-    SKIPPED = "skipped"
-
-
-@dataclass(frozen=True)
-class Review:
-    review_id: str
-    reason: str
-    path: str
-    decision: ev.ReviewDecided | None = None
-
-
-@dataclass(frozen=True)
-class StepState:
-    status: Status = Status.PENDING
-    attempt: int = 1
-    look: int = 1
-    changes: Mapping[str, Json] = field(default_factory=dict)
-    """Adjustments and a reviewer's changes so far, by dotted parameter."""
-    extension: Mapping[str, Json] = field(default_factory=dict)
-    failures: int = 0
-    """Of this step's gate, over all attempts."""
-    interruptions: int = 0
-    started: ev.StepStarted | None = None
-    finished: ev.StepFinished | None = None
-    failed: ev.StepFailed | None = None
-    judged: ev.GateJudged | None = None
-    review: Review | None = None
-    overridden: bool = False
-    manifest: ev.ManifestWritten | None = None
-    manifest_owed: bool = False
-    """A verdict stands, and the manifest that says so is not written yet."""
-
-
-@dataclass(frozen=True)
-class State:
-    steps: Mapping[str, StepState]
-    session: ev.SessionStarted | None = None
-    stop: ev.SessionStopped | None = None
-    done: ev.SessionDone | None = None
-
-    @property
-    def overrides(self) -> int:
-        """How many gates stand passed by a person's word."""
-        return sum(step.overridden for step in self.steps.values())
-
-    @property
-    def open_review(self) -> str | None:
-        """The step whose review has no decision yet."""
-        waiting = (n for n, s in self.steps.items() if s.review and s.review.decision is None)
-        return next(waiting, None)
-
-
-@dataclass(frozen=True)
-class RunStep:
-    step: str
-    attempt: int
-    look: int
-    params: Mapping[str, Json]
-
-
-@dataclass(frozen=True)
-class JudgeGate:
-    step: str
-
-
-@dataclass(frozen=True)
-class PassStep:
-    step: str
-
-
-@dataclass(frozen=True)
-class SkipStep:
-    step: str
-    phase: str
-    why: str
-
-
-@dataclass(frozen=True)
-class Extend:
-    step: str
-    params: Mapping[str, Json]
-
-
-@dataclass(frozen=True)
-class Adjust:
-    step: str
-    changes: Mapping[str, Json]
-    """Parameter -> its new value."""
-    why: str
-
-
-@dataclass(frozen=True)
-class AskReview:
-    step: str
-    attempt: int
-    reason: str
-    allowed: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Stop:
-    reason: str
-    exit_code: int
-    detail: str
-
-
-@dataclass(frozen=True)
-class Finish:
-    exit_code: int
-
-
-Action = RunStep | JudgeGate | PassStep | SkipStep | Extend | Adjust | AskReview | Stop | Finish
-
-ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "gate failed": ("retry", "stop", "override"),
-    "closing": ("override",),
-    "sentinel": ("stop", "override"),
-    "instrument": ("stop", "override"),
-    "underpowered": ("stop", "override"),
-}
-"""Why a review is asked -> what it may answer."""
-_ADVISORY = frozenset({"sentinel", "closing"})
-"""Reviews that nobody waits for: the session is stopped for its own reason."""
 
 
 def initial(plan: Plan) -> State:
@@ -168,7 +50,7 @@ def replay(plan: Plan, facts: Iterable[ev.Event]) -> State:
 def params_of(plan: Plan, state: State, step: str) -> dict[str, Json]:
     """A step's parameters with every change so far."""
     mine = state.steps[step]
-    return _overlay(_overlay(plan.step(step).params, mine.changes), mine.extension)
+    return overlay(overlay(plan.step(step).params, mine.changes), mine.extension)
 
 
 def rerun_range(plan: Plan, step: PlannedStep) -> tuple[PlannedStep, ...]:
@@ -247,7 +129,7 @@ def _after_review(
     detail = f"{step.name}, attempt {mine.attempt}: {'; '.join(judged.reasons) or judged.verdict}"
     if review.reason == "sentinel":
         return Stop("sentinel", 5, detail)
-    if review.decision is None and review.reason not in _ADVISORY:
+    if review.decision is None and review.reason not in ADVISORY:
         return Stop("review", 3, f"{detail} (review {review.review_id} awaits a person's decision)")
     return Stop(review.reason, 3, detail)
 
@@ -264,13 +146,11 @@ def _adjustment(plan: Plan, state: State, step: PlannedStep, mine: StepState) ->
             continue
         before = dict(changes)
         for name, operation in adjustment.change.items():
-            owners = [
-                value for params in now.values() if (value := _find(params, name)) is not None
-            ]
+            owners = [value for params in now.values() if (value := find(params, name)) is not None]
             if not owners:
                 continue
             current = changes.get(name, owners[0])
-            value = _adjusted(current, operation, step.adjustable.get(name))
+            value = adjusted(current, operation, step.adjustable.get(name))
             if value != owners[0]:
                 changes[name] = value
             else:
@@ -303,7 +183,7 @@ def refuse_decision(plan: Plan, state: State, decided: ev.ReviewDecided) -> str:
     if decided.changes and decided.action != "retry":
         return f"{decided.action!r} takes no changes"
     params = [params_of(plan, state, s.name) for s in rerun_range(plan, step)]
-    return _refuse_changes(decided.changes, step.adjustable, params)
+    return refuse_changes(decided.changes, step.adjustable, params)
 
 
 def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0912 - one case per fact
@@ -432,69 +312,8 @@ def _rerun(plan: Plan, state: State, gate: PlannedStep, changes: Mapping[str, Js
         mine = {
             name: value
             for name, value in changes.items()
-            if _find(params_of(plan, state, step.name), name) is not None
+            if find(params_of(plan, state, step.name), name) is not None
         }
         fresh = StepState(attempt=attempt, changes={**old.changes, **mine}, failures=old.failures)
         state = replace(state, steps={**state.steps, step.name: fresh})
     return state
-
-
-def _find(params: Mapping[str, Json], name: str) -> Json:
-    """The value under a dotted name; None where there is none."""
-    try:
-        return find_param(dict(params), name)
-    except KeyError:
-        return None
-
-
-def _overlay(params: Mapping[str, Json], changes: Mapping[str, Json]) -> dict[str, Json]:
-    """A copy with values replaced under dotted names; an unknown name is added at the top."""
-    result = deepcopy(dict(params))
-    for name, value in changes.items():
-        *outer, last = name.split(".") if _find(result, name) is not None else [name]
-        holder: Json = find_param(result, ".".join(outer)) if outer else result
-        holder[int(last) if isinstance(holder, list) else last] = deepcopy(value)
-    return result
-
-
-def _adjusted(current: Json, operation: Mapping[str, Json], bounds: Range | None) -> Json:
-    """The value after ``add``, ``multiply`` or ``set``, held within the bounds."""
-    value = current
-    for verb, operand in operation.items():
-        match verb:
-            case "add":
-                value = value + operand
-            case "multiply":
-                value = value * operand
-            case "set":
-                value = operand
-            case _:
-                raise ValueError(f"unknown adjustment {verb!r}; known: add, multiply, set")
-    if not is_number(value):
-        return value
-    if bounds:
-        value = min(max(value, bounds.min), bounds.max)
-    # Twelve digits: 0.7 + 0.1 is meant to be 0.8.
-    value = round(value, 12)
-    whole = isinstance(current, int) and float(value).is_integer()
-    return int(value) if whole else value
-
-
-def _refuse_changes(
-    changes: Mapping[str, Json],
-    adjustable: Mapping[str, Range],
-    params: Iterable[Mapping[str, Json]],
-) -> str:
-    """Why a reviewer's changes cannot stand; empty where they can."""
-    owners = tuple(params)
-    for name, value in changes.items():
-        if name not in adjustable:
-            return f"{name!r} is not adjustable; adjustable: {', '.join(adjustable) or 'nothing'}"
-        if not is_number(value) or not math.isfinite(value):
-            return f"{name!r} must be a finite number, found {value!r}"
-        low, high = adjustable[name].min, adjustable[name].max
-        if not low <= value <= high:
-            return f"{name!r} must lie between {low} and {high}, found {value}"
-        if all(_find(owner, name) is None for owner in owners):
-            return f"no step that would run again has a parameter {name!r}"
-    return ""

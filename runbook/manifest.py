@@ -10,6 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,8 +21,8 @@ from runbook.contract import Artifact, Json
 from runbook.errors import ConfigError, NeedsPersonError
 from runbook.events import encode
 from runbook.fingerprint import changed_fields, plan_document
-from runbook.machine import State, StepState
 from runbook.plan import Plan, PlannedStep
+from runbook.state import State, StepState
 from runbook.workspace import Workspace
 
 PACKAGES = ("runbook", "torch", "transformers", "trl", "peft")
@@ -84,8 +85,13 @@ def environment() -> dict[str, Json]:
     }
 
 
-def step_manifest(plan: Plan, state: State, step: PlannedStep) -> dict[str, Json]:
-    """What this attempt ran with, made and was judged. The step has finished."""
+def step_manifest(
+    plan: Plan, state: State, step: PlannedStep, judgement: Mapping[str, str]
+) -> dict[str, Json]:
+    """What this attempt ran with, made and was judged. The step has finished.
+
+    ``judgement`` is path and hash of the judgement's own file; empty for a step without a gate.
+    """
     mine = state.steps[step.name]
     started, finished = mine.started, mine.finished
     assert started is not None
@@ -109,6 +115,7 @@ def step_manifest(plan: Plan, state: State, step: PlannedStep) -> dict[str, Json
         "metrics": [encode(metric) for metric in finished.metrics],
         "summary": encode(finished.summary),
         **_outcome(mine),
+        "judgement": dict(judgement),
         "environment": environment(),
     }
 

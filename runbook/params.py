@@ -1,9 +1,11 @@
-"""Dotted names of parameters, and ``${ENV}`` in the few values where it is allowed. Pure."""
+"""Parameters by dotted name: found, changed within declared ranges, ``${ENV}`` expanded. Pure."""
 
+import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
 
-from runbook.contract import Json
+from runbook.contract import Json, Range
 
 _VARIABLE = re.compile(r"\$\{([^}]*)\}?")
 
@@ -61,3 +63,67 @@ def _usable(match: re.Match[str], environ: Mapping[str, str]) -> str:
     if not match[0].endswith("}") or any("\ud800" <= c <= "\udfff" or c == "\0" for c in value):
         raise KeyError(match[1])
     return value
+
+
+def find(params: Mapping[str, Json], name: str) -> Json:
+    """The value under a dotted name; None where there is none."""
+    try:
+        return find_param(dict(params), name)
+    except KeyError:
+        return None
+
+
+def overlay(params: Mapping[str, Json], changes: Mapping[str, Json]) -> dict[str, Json]:
+    """A copy with values replaced under dotted names; an unknown name is added at the top."""
+    result = deepcopy(dict(params))
+    for name, value in changes.items():
+        *outer, last = name.split(".") if find(result, name) is not None else [name]
+        holder: Json = find_param(result, ".".join(outer)) if outer else result
+        holder[int(last) if isinstance(holder, list) else last] = deepcopy(value)
+    return result
+
+
+def adjusted(current: Json, operation: Mapping[str, Json], bounds: Range | None) -> Json:
+    """The value after ``add``, ``multiply`` or ``set``, held within the bounds."""
+    value = current
+    for verb, operand in operation.items():
+        match verb:
+            case "add":
+                value = value + operand
+            case "multiply":
+                value = value * operand
+            case "set":
+                value = operand
+            case _:
+                raise ValueError(f"unknown adjustment {verb!r}; known: add, multiply, set")
+    if not is_number(value):
+        return value
+    if bounds:
+        value = min(max(value, bounds.min), bounds.max)
+    # Twelve digits: 0.7 + 0.1 is meant to be 0.8.
+    value = round(value, 12)
+    whole = isinstance(current, int) and float(value).is_integer()
+    return int(value) if whole else value
+
+
+def refuse_changes(
+    changes: Mapping[str, Json],
+    adjustable: Mapping[str, Range],
+    params: Iterable[Mapping[str, Json]],
+) -> str:
+    """Why a reviewer's changes cannot stand; empty where they can."""
+    owners = tuple(params)
+    for name, value in changes.items():
+        if name not in adjustable:
+            return f"{name!r} is not adjustable; adjustable: {', '.join(adjustable) or 'nothing'}"
+        if not is_number(value) or not math.isfinite(value):
+            return f"{name!r} must be a finite number, found {value!r}"
+        low, high = adjustable[name].min, adjustable[name].max
+        if not low <= value <= high:
+            return f"{name!r} must lie between {low} and {high}, found {value}"
+        current = [found for owner in owners if (found := find(owner, name)) is not None]
+        if not current:
+            return f"no step that would run again has a parameter {name!r}"
+        if isinstance(current[0], int) and not float(value).is_integer():
+            return f"{name!r} is a whole number, found {value}"
+    return ""

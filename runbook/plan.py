@@ -8,15 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from runbook.contract import Gate, Json
-
-
-@dataclass(frozen=True)
-class Range:
-    """What an adjustment or a reviewer may set a parameter to, both ends included."""
-
-    min: float
-    max: float
+from runbook.contract import Gate, Json, Range
 
 
 @dataclass(frozen=True)

@@ -1,65 +1,62 @@
-"""What a reviewer is asked and what it answers. Providers live in ``agent/``; this is the seam."""
+"""The question put to a reviewer, and a person's answer to it recorded while no executor runs.
+
+Both are types of ``runbook.contract``; providers live in ``agent/``.
+"""
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 
 from runbook import events as ev
-from runbook.contract import Json, Metric
+from runbook.contract import Attempt, Json, ReviewRequest
 from runbook.errors import ConfigError
 from runbook.journal import Clock, Journal, facts
 from runbook.machine import refuse_decision, replay
-from runbook.plan import Plan, Range
+from runbook.manifest import check_same_plan
+from runbook.plan import Plan
+from runbook.state import ALLOWED, State
 from runbook.workspace import Workspace
 
 
-@dataclass(frozen=True)
-class ReviewRequest:
-    """One question about one attempt at one gate."""
-
-    review_id: str
-    """``<step>-<attempt>``: at most one review per gate and attempt."""
-    step: str
-    attempt: int
-    reason: str
-    """sentinel, gate failed, closing, instrument or underpowered."""
-    allowed: tuple[str, ...]
-    """Of retry, stop, override; only a person may override."""
-    run_id: str
-    workspace: Path
-    path: str
-    """The review's own folder, relative to the workspace."""
-    verdict: str
-    criteria: tuple[Mapping[str, Json], ...]
-    """The ``CriterionResult`` of each criterion, as JSON."""
-    reasons: tuple[str, ...]
-    metrics: tuple[Metric, ...]
-    params: Mapping[str, Json]
-    """As this attempt ran with them."""
-    adjustable: Mapping[str, Range]
-    """What a retry may change, and how far."""
-    failures: int
-    retries: int
-    summary: Mapping[str, Json]
-    flagged: tuple[Mapping[str, Json], ...]
-    samples: tuple[Mapping[str, Json], ...]
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A reviewer's answer. One outside the request's bounds counts as no answer."""
-
-    action: str
-    reason: str
-    author: str
-    person: bool
-    """Whether a human decided; a model's override is never accepted."""
-    changes: Mapping[str, Json] = field(default_factory=dict)
+def make_request(
+    plan: Plan, state: State, known: Sequence[ev.Event], workspace: Workspace, name: str
+) -> ReviewRequest:
+    """The question about a step whose gate was judged and whose review is open."""
+    mine, step = state.steps[name], plan.step(name)
+    review, judged, finished = mine.review, mine.judged, mine.finished
+    assert review is not None
+    assert judged is not None
+    assert finished is not None
+    return ReviewRequest(
+        review_id=review.review_id,
+        step=name,
+        attempt=mine.attempt,
+        reason=review.reason,
+        allowed=ALLOWED[review.reason],
+        run_id=state.session.run_id if state.session else "",
+        workspace=workspace.root,
+        path=review.path,
+        verdict=judged.verdict,
+        criteria=judged.criteria,
+        reasons=judged.reasons,
+        metrics=finished.metrics,
+        attempts=tuple(_attempts(known, name)),
+        adjustable=step.adjustable,
+        failures=mine.failures,
+        retries=step.retries,
+        summary=finished.summary,
+        flagged=finished.flagged,
+        samples=finished.samples,
+    )
 
 
-Reviewer = Callable[[ReviewRequest], Decision | None]
-"""None: a person must decide. Asked again after a crash, so it must not mind being repeated."""
+def _attempts(known: Sequence[ev.Event], name: str) -> Iterator[Attempt]:
+    params: Mapping[str, Json] = {}
+    for fact in known:
+        match fact:
+            case ev.StepStarted(step) if step == name:
+                params = fact.params
+            case ev.GateJudged(step) if step == name:
+                yield Attempt(fact.attempt, fact.look, fact.verdict, fact.reasons, params)
 
 
 def record_decision(
@@ -72,8 +69,9 @@ def record_decision(
         LockedError: an executor is at work.
     """
     with workspace.lock(), Journal(workspace, clock) as journal:
-        state = replay(plan, facts(journal.entries))
-        refusal = refuse_decision(plan, state, decided)
+        known = facts(journal.entries)
+        check_same_plan(plan, next((f for f in known if isinstance(f, ev.SessionStarted)), None))
+        refusal = refuse_decision(plan, replay(plan, known), decided)
         if refusal:
             raise ConfigError(
                 refusal,

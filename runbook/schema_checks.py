@@ -80,7 +80,7 @@ def check_steps(source: Source, slots: Sequence[Slot], folder: Path) -> Iterator
         if slot.step.spec is None:
             spec = SpecModel(spec=1)
         if spec is not None:
-            yield from _check_adjusting(source, slot, slot.step, spec)
+            yield from _check_adjusting(source, slot, slot.step, spec, _rerun(slots, i, spec))
 
 
 def _check_links(
@@ -134,11 +134,21 @@ def _check_output(
     taken.setdefault(step.output, slot.name)
 
 
+def _rerun(slots: Sequence[Slot], index: int, own: SpecModel) -> list[dict[str, Json]]:
+    """The parameters of each step that a retry runs again, the step's own first."""
+    step = slots[index].step
+    names = [slot.name for slot in slots[:index]]
+    first = step.rerun_from if step else None
+    earlier = slots[names.index(first) : index] if first in names else []
+    return [own.params, *(s.spec.model.params for s in earlier if s.spec and s.spec.model)]
+
+
 def _check_adjusting(
-    source: Source, slot: Slot, step: StepModel, spec: SpecModel
+    source: Source, slot: Slot, step: StepModel, spec: SpecModel, params: list[dict[str, Json]]
 ) -> Iterator[Problem]:
+    """``params``: what a retry may change, the step's own first."""
     for name in step.adjustable:
-        wrong = _check_number(spec, name)
+        wrong = _check_number(params, name)
         if wrong:
             yield source.problem((*slot.path, "adjustable", name), *wrong, key=True)
     metrics = [c.metric for c in spec.gate.criteria] if spec.gate else []
@@ -148,15 +158,15 @@ def _check_adjusting(
             what = f"the gate of '{slot.name}' has no criterion on {quoted(adjustment.when)}"
             fix = suggestion(adjustment.when, metrics)
             yield source.problem((*path, "when"), what, fix)
-        for name, wrong in _check_changes(step, spec, adjustment):
+        for name, wrong in _check_changes(step, params, adjustment):
             yield source.problem((*path, "change", name), *wrong, key=True)
 
 
 def _check_changes(
-    step: StepModel, spec: SpecModel, adjustment: AdjustmentModel
+    step: StepModel, params: list[dict[str, Json]], adjustment: AdjustmentModel
 ) -> Iterator[tuple[str, tuple[str, str]]]:
     for name, change in adjustment.change.items():
-        wrong = _check_number(spec, name)
+        wrong = _check_number(params, name)
         allowed = step.adjustable.get(name)
         if wrong:
             yield name, wrong
@@ -169,16 +179,22 @@ def _check_changes(
             yield name, (what, "set a value inside its range under adjustable")
 
 
-def _check_number(spec: SpecModel, name: str) -> tuple[str, str] | None:
-    try:
-        value = find_param(spec.params, name)
-    except KeyError:
-        numbers = [n for n, value in all_params(spec.params) if is_number(value)]
+def _check_number(params: list[dict[str, Json]], name: str) -> tuple[str, str] | None:
+    found = [value for part in params if (value := _param(part, name)) is not None]
+    if not found:
+        numbers = [n for part in params for n, v in all_params(part) if is_number(v)]
         return f"the spec has no parameter {quoted(name)}", suggestion(name, numbers)
-    if not is_number(value):
-        what = f"the parameter {quoted(name)} is {quoted(value)}, not a number"
+    if not is_number(found[0]):
+        what = f"the parameter {quoted(name)} is {quoted(found[0])}, not a number"
         return what, "only numbers can be adjusted"
     return None
+
+
+def _param(params: Json, name: str) -> Json:
+    try:
+        return find_param(params, name)
+    except KeyError:
+        return None
 
 
 def check_files(spec: SpecFile, environ: Mapping[str, str]) -> Iterator[Problem]:

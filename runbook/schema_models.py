@@ -13,6 +13,7 @@ from pydantic import (
     ConfigDict,
     Field,
     StringConstraints,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -210,7 +211,17 @@ class HeadModel(Strict):
     environment: dict[VariableName, str] = Field(default_factory=dict)
     preflight: PreflightModel = Field(default_factory=PreflightModel)
     stop_conditions: list[StopCondition] = Field(default_factory=lambda: list(STOP_CONDITIONS))
+    """For the reader: each always holds, and a list that leaves one out is refused."""
     reviewer: ReviewerModel = Field(default_factory=ReviewerModel)
+
+    @field_validator("stop_conditions")
+    @classmethod
+    def _whole(cls, value: list[StopCondition]) -> list[StopCondition]:
+        missing = [c for c in STOP_CONDITIONS if c not in value]
+        if missing:
+            what = "a stop condition cannot be switched off"
+            raise _refuse(what, f"add {', '.join(missing)}, or drop the key: all of them hold")
+        return value
 
 
 class RunbookModel(HeadModel):

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from runbook.contract import Criterion, Gate, Json
+from runbook.contract import Criterion, Gate, Json, Range
 from runbook.fingerprint import file_sha256, fingerprint, plan_document, step_fingerprint
 from runbook.overrides import Override, set_in_params
 from runbook.params import expand
-from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep, Range
+from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable, to_error
 from runbook.schema_checks import Slot, SpecFile
 from runbook.schema_models import (

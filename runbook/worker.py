@@ -6,6 +6,7 @@ serves the next step that needs the same one. It never writes the journal.
 """
 
 import ctypes
+import errno
 import faulthandler
 import importlib
 import json
@@ -19,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from runbook.artifacts import canonical_json
+from runbook.artifacts import canonical_json, storage_stop
 from runbook.contract import Artifact, Committed, Json, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError, PhaseError, RunbookError
 from runbook.events import decode, encode
@@ -181,6 +182,8 @@ def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:
     """What, where and the remedy of an error, for a process that cannot see it."""
     lines = "".join(traceback.format_exception(error)).splitlines()
     tail = "\n".join(lines[-_TRACEBACK_LINES:])
+    if stop := _storage_stop(error, job):
+        error = stop
     if isinstance(error, RunbookError):
         known = {"what": error.what, "where": error.where, "fix": error.fix, "code": error.code}
         return {**known, "traceback": tail}
@@ -192,6 +195,16 @@ def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:
         "code": PhaseError.code,
         "traceback": tail,
     }
+
+
+def _storage_stop(error: BaseException, job: Job) -> RunbookError | None:
+    """A full or failing volume, whichever library met it; None for any other error."""
+    if isinstance(error, OSError):
+        return storage_stop(error, job.work)
+    if os.strerror(errno.ENOSPC) in str(error):
+        # The Rust and C++ writers of checkpoints raise classes of their own with this text.
+        return storage_stop(OSError(errno.ENOSPC, str(error)), job.work)
+    return None
 
 
 def main(arguments: list[str]) -> int:

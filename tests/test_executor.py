@@ -15,13 +15,22 @@ import pytest
 
 from runbook import artifacts
 from runbook import events as ev
-from runbook.contract import Criterion, Gate, Json, Judgement, Metric
+from runbook.contract import (
+    Criterion,
+    Decision,
+    Gate,
+    Json,
+    Judgement,
+    Metric,
+    Range,
+    ReviewRequest,
+)
 from runbook.errors import ConfigError, CorruptError, LockedError
 from runbook.executor import run_session
 from runbook.journal import batches, facts, read_entries
 from runbook.manifest import provenance
-from runbook.plan import Adjustment, Plan, Range
-from runbook.review import Decision, ReviewRequest, record_decision
+from runbook.plan import Adjustment, Plan
+from runbook.review import record_decision
 from runbook.testing import GENERATIONS, generations, make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
 

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from agent.human import ask
-from runbook.plan import Range
-from runbook.review import ReviewRequest
+from runbook.contract import Attempt, Range, ReviewRequest
 
 
 def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -> None:
@@ -32,7 +31,10 @@ def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -
         ),
         reasons=(),
         metrics=(),
-        params={"max_new_tokens": 8},
+        attempts=(
+            Attempt(1, 1, "fail", ("token_limit_rate: 1 of 1",), {"max_new_tokens": 4}),
+            Attempt(2, 2, "fail", ("token | limit\n# no heading",), {"max_new_tokens": 8}),
+        ),
         adjustable={"max_new_tokens": Range(4, 100)},
         failures=2,
         retries=2,
@@ -43,7 +45,11 @@ def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -
     ask(request)
     text = (tmp_path / "reviews" / "r" / "request.md").read_text("utf-8")
     assert "| token_limit_rate | fail | 0.9 | 100 | < 0.1 |" in text
-    assert "`max_new_tokens`: 8" in text
+    first = text.index("### Attempt 1: fail")
+    second = text.index("### Attempt 2, extended sample: fail")
+    assert first < text.index("- `max_new_tokens`: 4\n") < second
+    assert second < text.index("- `max_new_tokens`: 8\n")
+    assert "\n# no heading" not in text
     assert "`max_new_tokens`: 4 to 100" in text
     assert "\\u001b[31m\\u202e" in text
     assert "\x1b" not in text

@@ -5,14 +5,14 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies
 
 from runbook import events as ev
 from runbook import machine as m
-from runbook.contract import Artifact, Criterion, Gate, Instrument, Metric
+from runbook import state as st
+from runbook.contract import Artifact, Criterion, Gate, Instrument, Metric, Range
 from runbook.errors import CorruptError
-from runbook.plan import Adjustment, Plan, PlannedPhase, Range
+from runbook.plan import Adjustment, Plan, PlannedPhase
 from runbook.testing import make_plan, make_step
 
 GATE = Gate((Criterion("yield", "rate", at_least=0.5),))
@@ -25,7 +25,7 @@ TUNED = {
 LIMIT = 400
 
 
-def run(plan: Plan, *facts: ev.Event) -> m.State:
+def run(plan: Plan, *facts: ev.Event) -> st.State:
     return m.replay(plan, facts)
 
 
@@ -66,7 +66,7 @@ def test_a_session_begins_with_its_first_step() -> None:
     """The first act is to run the first step with its own parameters."""
     plan = make_plan(make_step("a", params={"x": 1}), make_step("b"))
 
-    assert m.decide(plan, m.initial(plan)) == m.RunStep("a", 1, 1, {"x": 1})
+    assert m.decide(plan, m.initial(plan)) == st.RunStep("a", 1, 1, {"x": 1})
 
 
 @pytest.mark.parametrize("how", ["step", "phase"])
@@ -76,24 +76,24 @@ def test_a_disabled_step_is_skipped(how: str) -> None:
     if how == "phase":
         plan = replace(plan, phases=(PlannedPhase("A", "", enabled=False, steps=("a",)),))
 
-    assert isinstance(m.decide(plan, m.initial(plan)), m.SkipStep)
-    assert m.decide(plan, run(plan, ev.StepSkipped("a", "A", "disabled"))) == m.Finish(0)
+    assert isinstance(m.decide(plan, m.initial(plan)), st.SkipStep)
+    assert m.decide(plan, run(plan, ev.StepSkipped("a", "A", "disabled"))) == st.Finish(0)
 
 
 def test_a_finished_step_is_judged_by_its_gate_or_passed() -> None:
     """Only a step without a gate passes by itself."""
     plan = make_plan(make_step("a", gate=GATE), make_step("b"))
 
-    assert m.decide(plan, run(plan, started("a"), finished("a"))) == m.JudgeGate("a")
+    assert m.decide(plan, run(plan, started("a"), finished("a"))) == st.JudgeGate("a")
     state = run(plan, *attempt("a", "pass"), started("b"), finished("b"))
-    assert m.decide(plan, state) == m.PassStep("b")
+    assert m.decide(plan, state) == st.PassStep("b")
 
 
 def test_all_passed_finishes_with_zero() -> None:
     """A session whose gates passed ends with exit 0."""
     plan = make_plan(make_step("a", gate=GATE))
 
-    assert m.decide(plan, run(plan, *attempt("a", "pass"))) == m.Finish(0)
+    assert m.decide(plan, run(plan, *attempt("a", "pass"))) == st.Finish(0)
 
 
 def test_the_first_failure_applies_the_declared_adjustment() -> None:
@@ -103,10 +103,10 @@ def test_the_first_failure_applies_the_declared_adjustment() -> None:
 
     action = m.decide(plan, run(plan, *facts))
 
-    assert action == m.Adjust("a", {"temperature": 0.5}, "cooler is cleaner")
+    assert action == st.Adjust("a", {"temperature": 0.5}, "cooler is cleaner")
     state = run(plan, *facts, ev.Adjusted("a", 1, {"temperature": 0.5}, ""))
     expected = {"temperature": 0.5, "sampling": {"top_k": 40}}
-    assert m.decide(plan, state) == m.RunStep("a", 2, 1, expected)
+    assert m.decide(plan, state) == st.RunStep("a", 2, 1, expected)
 
 
 def test_the_second_failure_asks_for_a_review() -> None:
@@ -116,7 +116,7 @@ def test_the_second_failure_asks_for_a_review() -> None:
 
     state = run(plan, *attempt("a", "fail"), adjusted, *attempt("a", "fail", 2))
 
-    assert m.decide(plan, state) == m.AskReview(
+    assert m.decide(plan, state) == st.AskReview(
         "a", 2, "gate failed", ("retry", "stop", "override")
     )
 
@@ -125,7 +125,7 @@ def test_review_after_one_asks_at_the_first_failure() -> None:
     """``review_after: 1`` puts a review in place of the adjustment."""
     plan = make_plan(make_step("a", gate=GATE, review_after=1, **TUNED))
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), m.AskReview)
+    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 def test_the_third_failure_is_closed_with_exit_three() -> None:
@@ -140,9 +140,9 @@ def test_the_third_failure_is_closed_with_exit_three() -> None:
         *attempt("a", "fail", 3),
     ]
 
-    assert m.decide(plan, run(plan, *facts)) == m.AskReview("a", 3, "closing", ("override",))
+    assert m.decide(plan, run(plan, *facts)) == st.AskReview("a", 3, "closing", ("override",))
     stop = m.decide(plan, run(plan, *facts, asked("a", "closing", 3)))
-    assert isinstance(stop, m.Stop)
+    assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("closing", 3)
 
 
@@ -161,7 +161,7 @@ def test_an_adjustment_that_changes_nothing_is_a_review(change: dict[str, Any]) 
     )
     plan = make_plan(step)
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), m.AskReview)
+    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 def test_an_adjustment_for_another_metric_does_not_apply() -> None:
@@ -171,7 +171,7 @@ def test_an_adjustment_for_another_metric_does_not_apply() -> None:
     )
     plan = make_plan(step)
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), m.AskReview)
+    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 @pytest.mark.parametrize(
@@ -193,7 +193,7 @@ def test_adjustments_stay_in_range_and_keep_whole_numbers(
 
     action = m.decide(plan, run(plan, *attempt("a", "fail")))
 
-    assert isinstance(action, m.Adjust)
+    assert isinstance(action, st.Adjust)
     assert action.changes == {"sampling.top_k": expected}
     assert isinstance(action.changes["sampling.top_k"], int)
 
@@ -216,12 +216,12 @@ def test_a_retry_begins_at_rerun_from_with_one_attempt_number() -> None:
         facts += [started(name), finished(name), ev.StepPassed(name, 1)]
     facts += attempt("eval", "fail")
 
-    assert m.decide(plan, run(plan, *facts)) == m.Adjust("eval", {"lr": 0.5}, "slower")
+    assert m.decide(plan, run(plan, *facts)) == st.Adjust("eval", {"lr": 0.5}, "slower")
     state = run(plan, *facts, ev.Adjusted("eval", 1, {"lr": 0.5}, "slower"))
 
-    assert m.decide(plan, state) == m.RunStep("sft", 2, 1, {"lr": 0.5})
+    assert m.decide(plan, state) == st.RunStep("sft", 2, 1, {"lr": 0.5})
     assert [s.attempt for s in state.steps.values()] == [1, 2, 2]
-    assert state.steps["base"].status is m.Status.PASSED
+    assert state.steps["base"].status is st.Status.PASSED
     assert state.steps["eval"].failures == 1
 
 
@@ -240,7 +240,7 @@ def test_nested_retries_never_share_an_attempt_number() -> None:
     )
 
     assert [s.attempt for s in state.steps.values()] == [3, 3]
-    assert m.decide(plan, state) == m.RunStep("inner", 3, 1, {"t": 2})
+    assert m.decide(plan, state) == st.RunStep("inner", 3, 1, {"t": 2})
 
 
 def test_an_underpowered_sample_is_extended_once() -> None:
@@ -248,11 +248,11 @@ def test_an_underpowered_sample_is_extended_once() -> None:
     plan = make_plan(make_step("a", gate=EXTENDABLE, params={"rows": 200}))
     facts = attempt("a", "underpowered")
 
-    assert m.decide(plan, run(plan, *facts)) == m.Extend("a", {"rows": 400})
+    assert m.decide(plan, run(plan, *facts)) == st.Extend("a", {"rows": 400})
     extended = ev.SampleExtended("a", 1, {"rows": 400})
-    assert m.decide(plan, run(plan, *facts, extended)) == m.RunStep("a", 1, 2, {"rows": 400})
+    assert m.decide(plan, run(plan, *facts, extended)) == st.RunStep("a", 1, 2, {"rows": 400})
     state = run(plan, *facts, extended, *attempt("a", "underpowered", look=2))
-    assert m.decide(plan, state) == m.AskReview("a", 1, "underpowered", ("stop", "override"))
+    assert m.decide(plan, state) == st.AskReview("a", 1, "underpowered", ("stop", "override"))
 
 
 def test_underpowered_without_extension_is_a_review() -> None:
@@ -261,7 +261,7 @@ def test_underpowered_without_extension_is_a_review() -> None:
 
     action = m.decide(plan, run(plan, *attempt("a", "underpowered")))
 
-    assert isinstance(action, m.AskReview)
+    assert isinstance(action, st.AskReview)
     assert action.reason == "underpowered"
 
 
@@ -272,10 +272,10 @@ def test_what_is_not_a_reading_never_passes(verdict: str) -> None:
     facts = attempt("a", verdict)
     state = run(plan, *facts)
 
-    assert m.decide(plan, state) == m.AskReview("a", 1, "instrument", ("stop", "override"))
+    assert m.decide(plan, state) == st.AskReview("a", 1, "instrument", ("stop", "override"))
     assert state.steps["a"].failures == 0
     stop = m.decide(plan, run(plan, *facts, asked("a", "instrument"), decided("a", "stop")))
-    assert isinstance(stop, m.Stop)
+    assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("instrument", 3)
 
 
@@ -285,12 +285,12 @@ def test_a_sentinel_stops_with_five_whatever_the_verdict(verdict: str) -> None:
     plan = make_plan(make_step("a", gate=EXTENDABLE, **TUNED))
     facts = [started("a"), finished("a"), judged("a", verdict, sentinel=True)]
 
-    assert m.decide(plan, run(plan, *facts)) == m.AskReview(
-        "a", 1, "sentinel", m.ALLOWED["sentinel"]
+    assert m.decide(plan, run(plan, *facts)) == st.AskReview(
+        "a", 1, "sentinel", st.ALLOWED["sentinel"]
     )
     for answer in ([], [decided("a", "stop")], [decided("a", "override", person=False)]):
         stop = m.decide(plan, run(plan, *facts, asked("a", "sentinel"), *answer))
-        assert isinstance(stop, m.Stop)
+        assert isinstance(stop, st.Stop)
         assert (stop.reason, stop.exit_code) == ("sentinel", 5)
 
 
@@ -307,7 +307,7 @@ def test_a_person_overrides_even_after_a_stop_was_advised() -> None:
         decided("a", "override"),
     )
 
-    assert m.decide(plan, state) == m.Finish(6)
+    assert m.decide(plan, state) == st.Finish(6)
     assert state.overrides == 1
 
 
@@ -328,7 +328,7 @@ def test_an_override_that_was_run_again_no_longer_stands() -> None:
         *attempt("b", "pass", 2),
     )
 
-    assert m.decide(plan, state) == m.Finish(0)
+    assert m.decide(plan, state) == st.Finish(0)
 
 
 def test_without_a_decision_the_session_waits_for_a_person() -> None:
@@ -336,14 +336,14 @@ def test_without_a_decision_the_session_waits_for_a_person() -> None:
     plan = make_plan(make_step("a", gate=GATE, review_after=1))
     facts = [*attempt("a", "fail"), asked("a", "gate failed")]
     stop = m.decide(plan, run(plan, *facts))
-    assert isinstance(stop, m.Stop)
+    assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("review", 3)
 
     stopped = ev.SessionStopped("review", 3, "")
     resumed = ev.SessionResumed(1, "h")
-    assert isinstance(m.decide(plan, run(plan, *facts, stopped, resumed)), m.Stop)
+    assert isinstance(m.decide(plan, run(plan, *facts, stopped, resumed)), st.Stop)
     state = run(plan, *facts, stopped, decided("a", "retry"), resumed)
-    assert m.decide(plan, state) == m.RunStep("a", 2, 1, {})
+    assert m.decide(plan, state) == st.RunStep("a", 2, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -387,12 +387,12 @@ def test_a_failed_step_stops_with_its_code_and_a_rerun_tries_it_again(code: int)
     plan = make_plan(make_step("a"))
     facts = [started("a"), ev.StepFailed("a", 1, "boom", "", code)]
     stop = m.decide(plan, run(plan, *facts))
-    assert isinstance(stop, m.Stop)
+    assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("error", code)
 
     again = [ev.SessionStopped("error", code, ""), ev.SessionResumed(1, "h")]
-    assert m.decide(plan, run(plan, *facts, *again)) == m.RunStep("a", 1, 1, {})
-    assert m.decide(plan, run(plan, *facts, again[1])) == m.RunStep("a", 1, 1, {})
+    assert m.decide(plan, run(plan, *facts, *again)) == st.RunStep("a", 1, 1, {})
+    assert m.decide(plan, run(plan, *facts, again[1])) == st.RunStep("a", 1, 1, {})
 
 
 def test_interruptions_without_progress_end_and_a_person_begins_anew() -> None:
@@ -400,9 +400,9 @@ def test_interruptions_without_progress_end_and_a_person_begins_anew() -> None:
     plan = make_plan(make_step("a"))
     lost = [started("a"), ev.StepInterrupted("a", 1, "SIGKILL")]
 
-    assert isinstance(m.decide(plan, run(plan, *lost * 5)), m.RunStep)
+    assert isinstance(m.decide(plan, run(plan, *lost * 5)), st.RunStep)
     stop = m.decide(plan, run(plan, *lost * 6))
-    assert isinstance(stop, m.Stop)
+    assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("no progress", 1)
     rerun = [ev.SessionStopped("no progress", 1, ""), ev.SessionResumed(1, "h")]
     assert run(plan, *lost * 6, *rerun).steps["a"].interruptions == 0
@@ -426,7 +426,7 @@ def test_a_killed_executor_costs_its_step_an_interruption() -> None:
     state = run(plan, started("a"), ev.SessionResumed(1, "h"))
 
     assert state.steps["a"].interruptions == 1
-    assert state.steps["a"].status is m.Status.INTERRUPTED
+    assert state.steps["a"].status is st.Status.INTERRUPTED
 
 
 def test_a_manifest_is_owed_from_the_verdict_until_it_is_written() -> None:
@@ -447,29 +447,29 @@ def test_a_strange_step_in_the_journal_is_refused() -> None:
         run(plan, started("b"))
 
 
-def outcomes(state: m.State, action: m.Action) -> Iterator[Sequence[ev.Event]]:
+def outcomes(state: st.State, action: st.Action) -> Iterator[Sequence[ev.Event]]:
     """Every way in which the world may answer an act."""
     match action:
-        case m.RunStep(step, number, look):
+        case st.RunStep(step, number, look):
             begin = started(step, number, look)
             batch = ev.BatchCommitted(step, number, "k", "p", "s", 1)
             yield begin, batch, finished(step, number, look)
             yield begin, ev.StepFailed(step, number, "boom", "", 1)
             yield begin, ev.StepInterrupted(step, number, "SIGKILL")
-        case m.JudgeGate(step):
+        case st.JudgeGate(step):
             mine = state.steps[step]
             for verdict in ("pass", "fail", "underpowered", "invalid"):
                 yield (judged(step, verdict, mine.attempt, mine.look),)
             yield (judged(step, "fail", mine.attempt, mine.look, sentinel=True),)
-        case m.PassStep(step):
+        case st.PassStep(step):
             yield (ev.StepPassed(step, state.steps[step].attempt),)
-        case m.SkipStep(step, phase, why):
+        case st.SkipStep(step, phase, why):
             yield (ev.StepSkipped(step, phase, why),)
-        case m.Extend(step, params):
+        case st.Extend(step, params):
             yield (ev.SampleExtended(step, state.steps[step].attempt, params),)
-        case m.Adjust(step, changes, why):
+        case st.Adjust(step, changes, why):
             yield (ev.Adjusted(step, state.steps[step].attempt, changes, why),)
-        case m.AskReview(step, number, reason, allowed):
+        case st.AskReview(step, number, reason, allowed):
             yield (asked(step, reason, number),)
             for answer in (*allowed, "proceed"):
                 yield asked(step, reason, number), decided(step, answer, number)
@@ -482,7 +482,7 @@ def walk(plan: Plan) -> tuple[int, set[tuple[str, int]]]:
     ends: set[tuple[str, int]] = set()
     open_now: set[str] = set()
 
-    def visit(state: m.State) -> int:
+    def visit(state: st.State) -> int:
         key = repr(state)
         if key in longest:
             return longest[key]
@@ -490,7 +490,7 @@ def walk(plan: Plan) -> tuple[int, set[tuple[str, int]]]:
         assert len(open_now) < LIMIT
         open_now.add(key)
         action = m.decide(plan, state)
-        if isinstance(action, m.Stop | m.Finish):
+        if isinstance(action, st.Stop | st.Finish):
             ends.add((getattr(action, "reason", "done"), action.exit_code))
             longest[key] = 0
         else:
@@ -502,7 +502,7 @@ def walk(plan: Plan) -> tuple[int, set[tuple[str, int]]]:
     return visit(m.initial(plan)), ends
 
 
-def follow(plan: Plan, state: m.State, facts: Sequence[ev.Event]) -> m.State:
+def follow(plan: Plan, state: st.State, facts: Sequence[ev.Event]) -> st.State:
     for fact in facts:
         state = m.apply(plan, state, fact)
     return state
@@ -528,8 +528,8 @@ def test_every_run_of_a_small_plan_ends() -> None:
     }
 
 
-@given(st.data())
-def test_every_run_ends_with_resumes_in_between(data: st.DataObject) -> None:
+@given(strategies.data())
+def test_every_run_ends_with_resumes_in_between(data: strategies.DataObject) -> None:
     """Whatever happens, with a resume after any act, a session ends in bounded transitions."""
     inner = make_step("b", gate=EXTENDABLE, rerun_from="a", retries=1, **TUNED)
     plan = make_plan(make_step("a"), inner, make_step("c", gate=GATE, rerun_from="a"))
@@ -537,9 +537,9 @@ def test_every_run_ends_with_resumes_in_between(data: st.DataObject) -> None:
     resumes = 3
     for _ in range(LIMIT):
         action = m.decide(plan, state)
-        if isinstance(action, m.Finish):
+        if isinstance(action, st.Finish):
             return
-        if isinstance(action, m.Stop):
+        if isinstance(action, st.Stop):
             if resumes == 0:
                 return
             resumes -= 1
@@ -548,7 +548,7 @@ def test_every_run_ends_with_resumes_in_between(data: st.DataObject) -> None:
                 ev.SessionResumed(1, "h"),
             )
         else:
-            facts = data.draw(st.sampled_from(list(outcomes(state, action))))
+            facts = data.draw(strategies.sampled_from(list(outcomes(state, action))))
         state = follow(plan, state, facts)
     pytest.fail("the run did not end")
 

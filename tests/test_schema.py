@@ -12,11 +12,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runbook.contract import Range
 from runbook.errors import ConfigError
 from runbook.fingerprint import canonical_json, changed_fields, fingerprint, plan_document
-from runbook.plan import Plan, Range
+from runbook.plan import Plan
 from runbook.schema import load_plan, runbook_json_schema, spec_json_schema
+from runbook.schema_models import STOP_CONDITIONS
 
+CONDITIONS = f"[{', '.join(STOP_CONDITIONS)}]"
 RUNBOOK = """\
 runbook: 1
 name: small
@@ -32,7 +35,7 @@ engine: {name: fake, batch_size: 4, threads: 1}
 budget: {wall_clock: 90m}
 environment: {HOME_OF: "x-${MODELS}"}
 preflight: {gpus: 0, free_disk_gib: 3}
-stop_conditions: [dry, budget]
+stop_conditions: [contamination, dry, thresholds, provenance, budget, storage]
 reviewer: {provider: human}
 phases:
   - name: A
@@ -185,7 +188,7 @@ class TestPlan:
         assert plan.environment == {"HOME_OF": "x-/volume/models"}
         assert plan.model["source"] == {"path": "/volume/models/tiny"}
         assert plan.model["quantization"] == "none"
-        assert plan.stop_conditions == ("dry", "budget")
+        assert plan.stop_conditions == STOP_CONDITIONS
         assert plan.engine["threads"] == 1
         assert plan.runbook == folder / "runbook.yaml"
 
@@ -260,8 +263,9 @@ RUNBOOK_ERRORS = [
     ("wall_clock: 90m", "wall_clock: @90", "90 is not a duration", "90s, 15m, 6h"),
     ("wall_clock: 90m", "wall_clock: @1.5h", "'1.5h' is not a duration", "90s, 15m, 6h"),
     ("gpus: 0", 'gpus: @"0"', "'0' is not a whole number", "without quotes"),
-    ("[dry, budget]", "[dry, @budgets]", "'budgets' is not one of", "did you mean 'budget'?"),
-    ("[dry, budget]", "@dry", "'dry' is not a list", "write a list"),
+    ("provenance, budget,", "provenance, @budgets,", "is not one of", "did you mean 'budget'?"),
+    (CONDITIONS, "@dry", "'dry' is not a list", "write a list"),
+    (f"{CONDITIONS}\n", "@[dry, budget]\n", "cannot be switched off", "add contamination,"),
     ("{provider: human}", "@{provider: gpt}", "not available; others come later", "human"),
     ("  - name: B", "  - name: @A", "there is a phase 'A' already", "another name"),
     ("  - name: B", "  - name: @1", "1 is not text", "quote it"),
@@ -643,7 +647,6 @@ class TestFingerprints:
             ("max: 100", "max: 90", []),
             ("{add: 4}", "{add: 5}", []),
             ("rerun_from: pilot", "rerun_from: prepare", []),
-            ("[dry, budget]", "[dry]", []),
             ("enabled: false", "enabled: true", []),
         ],
     )

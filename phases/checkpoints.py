@@ -1,0 +1,153 @@
+"""What every training step shares: settings, checkpoints, and the end of a finished one.
+
+Rule: a checkpoint counts once its COMPLETE.json is committed. A half-written one is never resumed
+from, and is removed. Which loss is trained on is not this module's business.
+"""
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from transformers import TrainerCallback
+
+from runbook.artifacts import complete_directory, describe, is_complete, sha256_file, write_json
+from runbook.contract import Artifact, Committed, Json, PhaseRequest
+
+CHECKPOINT: Final = "checkpoint-"
+ADAPTER: Final = "default"
+"""What PEFT calls the one adapter that is trained."""
+REFERENCE: Final = "ref"
+"""What TRL calls its frozen copy of the adapter that DPO starts from."""
+
+
+class TrainingParams(BaseModel):
+    """Optimiser settings, in the field's usual names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    quantization: str = Field(pattern="^(none|nf4)$")
+    learning_rate: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    warmup_steps: int = Field(ge=0)
+    epochs: float = Field(gt=0)
+    batch_size: int = Field(ge=1)
+    gradient_accumulation: int = Field(ge=1)
+    max_length: int = Field(ge=8)
+    gradient_checkpointing: bool
+    save_steps: int = Field(ge=1)
+
+
+def trainer_settings(request: PhaseRequest, params: TrainingParams) -> dict[str, Any]:
+    """Keyword arguments that SFTConfig and DPOConfig both take."""
+    seed = request.seed % 2**31
+    return {
+        "output_dir": str(request.work),
+        "num_train_epochs": params.epochs,
+        "per_device_train_batch_size": params.batch_size,
+        "gradient_accumulation_steps": params.gradient_accumulation,
+        "learning_rate": params.learning_rate,
+        "weight_decay": params.weight_decay,
+        "warmup_steps": params.warmup_steps,
+        "lr_scheduler_type": "cosine",
+        "max_length": None,
+        "seed": seed,
+        "data_seed": seed,
+        "activation_checkpointing": params.gradient_checkpointing,
+        "save_strategy": "steps",
+        "save_steps": params.save_steps,
+        "save_total_limit": None,
+        "logging_steps": 1,
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": request.engine.get("device", "cpu") == "cpu",
+        "bf16": False,
+        "dataloader_pin_memory": False,
+    }
+
+
+class CommitCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+    """Progress at each step; a checkpoint is committed once it is complete on disk."""
+
+    def __init__(self, request: PhaseRequest) -> None:
+        self.request = request
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        loss = next((h["loss"] for h in reversed(state.log_history) if "loss" in h), None)
+        self.request.channel.progress(
+            stage="train", done=state.global_step, total=state.max_steps, loss=loss
+        )
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:  # noqa: ARG002
+        folder = self.request.work / f"{CHECKPOINT}{state.global_step}"
+        complete_directory(folder)
+        if self.request.channel.committed(folder.name) is None:
+            marker = folder / "COMPLETE.json"
+            relative = marker.relative_to(self.request.workspace).as_posix()
+            self.request.channel.commit(
+                Committed(folder.name, relative, sha256_file(marker), state.global_step)
+            )
+
+
+def newest_checkpoint(request: PhaseRequest) -> Path | None:
+    """The latest committed checkpoint whose every file is whole; partial ones are removed."""
+    found = []
+    for folder in request.work.glob(f"{CHECKPOINT}*"):
+        step = folder.name.removeprefix(CHECKPOINT)
+        whole = (
+            step.isdigit()
+            and request.channel.committed(folder.name) is not None
+            and is_complete(folder, deep=True)
+        )
+        if whole:
+            found.append((int(step), folder))
+        else:
+            shutil.rmtree(folder)
+    return max(found)[1] if found else None
+
+
+def train(request: PhaseRequest, trainer: Any) -> None:
+    """Train to the end, from the newest checkpoint where there is one."""
+    resumed = newest_checkpoint(request)
+    trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+
+
+def save_adapter(request: PhaseRequest, model: Any) -> tuple[Artifact, Artifact]:
+    """The artifacts ``adapter``, a folder, and TRAINING_SUCCESS, which names its path and SHA."""
+    folder = request.output / f"attempt_{request.attempt}"
+    shutil.rmtree(folder, ignore_errors=True)
+    model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
+    complete_directory(folder)
+    adapter = describe("adapter", folder, request.workspace)
+    success = request.output / "TRAINING_SUCCESS"
+    write_json(success, {"adapter": adapter.path, "sha256": adapter.sha256})
+    return adapter, describe("TRAINING_SUCCESS", success, request.workspace)
+
+
+def logged(trainer: Any, name: str) -> list[float]:
+    """One value a step, those before an interruption included."""
+    history: list[Mapping[str, Json]] = trainer.state.log_history
+    return [float(entry[name]) for entry in history if name in entry]
+
+
+def check_weights(model: Any, *, reference: str | None = None) -> tuple[int, float | None]:
+    """How many weights of the trained adapter are not finite, and how far its lora_B moved.
+
+    The second is the norm of lora_B's distance from the adapter ``reference``, or from zero, where
+    lora_B begins without one; None where it is not finite.
+    """
+    bad, square = 0, 0.0
+    for name, weight in model.named_parameters():
+        if f".{ADAPTER}." not in name or "lora_" not in name:
+            continue
+        bad += int((~torch.isfinite(weight)).sum())
+        if "lora_B" in name:
+            moved = weight.detach().float()
+            if reference is not None:
+                start = model.get_parameter(name.replace(f".{ADAPTER}.", f".{reference}."))
+                moved = moved - start.detach().float()
+            square += float(moved.pow(2).sum())
+    return bad, math.sqrt(square) if math.isfinite(square) else None

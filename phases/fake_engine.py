@@ -1,0 +1,251 @@
+"""An engine without a model: exact outcomes for tests, and faults on order.
+
+Chosen by ``engine: {name: fake}``, and shipped so that users can test their own runbooks and steps
+on any machine. What it says is made up and never worth training on, so every record says
+``engine: fake``. A text follows by SHA-256 from prompt, seed and row, and from the prompt alone
+where the sampling is greedy; never from the clock or from earlier calls.
+
+Two variables of the child's environment script it:
+    RUNBOOK_FAKE_CALLS    a file that gets one JSON line for each call, before it is answered
+    RUNBOOK_FAKE_KILL_AT  N: SIGKILL this process at the file's N-th line, so once over all restarts
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, TypeVar
+
+from phases.clean import DELIMITER
+from phases.engines import Generation, Sampling
+from runbook.contract import Json
+from runbook.errors import ConfigError
+
+CALLS: Final = "RUNBOOK_FAKE_CALLS"
+KILL_AT: Final = "RUNBOOK_FAKE_KILL_AT"
+
+FLAWS: Final = {"endless": 3, "new turn": 3, "repeating": 2}
+"""Per cent of the answers that never end and so meet the token limit, that run into a turn of
+their own instead of the delimiter, and that say one thing over and over."""
+BAD: Final = 12
+"""Per cent of the texts that the critic is told are bad."""
+
+_COMPLETIONS: Final = {
+    "The capital of France is": "Paris.",
+    "One, two, three, four,": "five, six.",
+    "Monday, Tuesday, Wednesday,": "Thursday, Friday.",
+    "The opposite of hot is": "cold.",
+    "January, February, March,": "April, May.",
+    "A, B, C, D,": "E, F.",
+    "The sun rises in the": "east.",
+    "Roses are red, violets are": "blue.",
+}
+_NUMBER: Final = re.compile(r"\n(\d+)\.$")
+_TURN: Final = "Instruction: "
+_ASKS: Final = "\nResponse:"
+_PER_LIST: Final = 5
+
+_WORDS: Final = re.compile(r"\w+")
+_PEOPLE: Final = _WORDS.findall(
+    "baker nurse sailor painter farmer teacher doctor tailor pilot gardener singer carpenter "
+    "dentist fisherman librarian plumber waiter cook judge dancer miner florist jeweller weaver"
+)
+_THINGS: Final = _WORDS.findall(
+    "hammer lantern kettle blanket ladder bucket mirror basket pencil candle brush compass drum "
+    "feather glove hinge button saddle spoon rope wallet whistle anchor stamp pillow jug needle"
+)
+_PLACES: Final = _WORDS.findall(
+    "kitchen harbour garden attic museum station bakery cellar stable library market tent garage "
+    "castle workshop school barn chapel theatre office cabin tower laundry studio"
+)
+_ANIMALS: Final = _WORDS.findall(
+    "badger heron rabbit hedgehog sparrow beetle salmon donkey squirrel lizard goose moth weasel "
+    "seal crow mole toad swan ferret pigeon"
+)
+_COLOURS: Final = _WORDS.findall("red blue green yellow black white brown grey purple pink")
+_COUNTS: Final = _WORDS.findall("two three four five six")
+_TEMPLATES: Final = (
+    "Name {count} things a {person} keeps in the {place}.",
+    "What does a {person} do with a {thing}?",
+    "Why would a {animal} hide in a {place}?",
+    "Describe a {colour} {thing} in {count} words.",
+    "Is a {thing} larger than a {animal}? Yes or no.",
+    "True or false: a {person} often buys a {colour} {thing}.",
+    "How many people fit into a {colour} {place}?",
+    "List {count} ways to use a {colour} {thing}.",
+    "Where in the {place} would a {thing} stand?",
+    "Which is heavier, a {thing} or a {animal}?",
+)
+"""Of at most nine different words, so that two that differ in two slots are not near."""
+_CLOSED: Final = (("yes or no", ("Yes", "No")), ("true or false", ("True", "False")))
+
+T = TypeVar("T")
+
+
+class FakeEngine:
+    """Implements ``phases.engines.Engine``; a token is a word between white space."""
+
+    def __init__(self, adapter: str = "") -> None:
+        """``adapter`` names what stands on the base: another name, other texts."""
+        self._adapter = adapter
+
+    def generate(
+        self, prompts: Sequence[str], sampling: Sampling, stop: Sequence[str], seed: int
+    ) -> list[Generation]:
+        _note("generate", seed, [*prompts, repr(sampling), *stop])
+        limit = sampling.max_new_tokens
+        found = []
+        for row, prompt in enumerate(prompts):
+            key = () if sampling.temperature == 0 else (seed, row)
+            text = _continue(prompt, limit, _Draws(self._adapter, prompt, *key))
+            found.append(_cut(text, limit, stop))
+        return found
+
+    def label_logps(
+        self, prefix: str, suffixes: Sequence[str], labels: tuple[str, str]
+    ) -> list[tuple[float, float]]:
+        """As the protocol has it; the first label is the one that the fake takes for good."""
+        _note("label_logps", None, [prefix, *suffixes, *labels])
+        return [_judge(_Draws("label", suffix)) for suffix in suffixes]
+
+    def count_tokens(self, text: str) -> int:
+        return len(text.split())
+
+    def end_of_turn_logps(self) -> dict[str, float]:
+        return {"<end_of_turn>": -25.0}
+
+    def stated(self) -> dict[str, Json]:
+        return {
+            "engine": "fake",
+            "loader_version": "fake",
+            "quantization": "none",
+            "dtype": "none",
+            "template_disabled": True,
+            "prefix_matches": True,
+            "shipped_template": False,
+        }
+
+
+class _Draws:
+    """An endless sequence of draws that follows from its key."""
+
+    def __init__(self, *key: Json) -> None:
+        self._key = json.dumps(key)
+        self._count = 0
+
+    def below(self, bound: int) -> int:
+        self._count += 1
+        digest = hashlib.sha256(f"{self._key}{self._count}".encode()).digest()
+        return int.from_bytes(digest[:8], "big") % bound
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.below(len(options))]
+
+
+def _continue(prompt: str, limit: int, draws: _Draws) -> str:
+    if prompt in _COMPLETIONS:
+        return f" {_COMPLETIONS[prompt]}\n"
+    if number := _NUMBER.search(prompt):
+        return _list(int(number[1]), draws)
+    if prompt.endswith(_ASKS):
+        instruction = prompt.removesuffix(_ASKS).rpartition(_TURN)[2]
+        return _respond(instruction, limit, draws, shown=DELIMITER in prompt)
+    return f" It was a {draws.pick(_COLOURS)} day in the {draws.pick(_PLACES)}.\n"
+
+
+def _list(number: int, draws: _Draws) -> str:
+    first, *rest = (_instruction(draws) for _ in range(_PER_LIST))
+    lines = [f"{at}. {text}" for at, text in enumerate(rest, number + 1)]
+    return "\n".join([f" {first}", *lines]) + "\n\n"
+
+
+def _instruction(draws: _Draws) -> str:
+    return draws.pick(_TEMPLATES).format(
+        count=draws.pick(_COUNTS),
+        person=draws.pick(_PEOPLE),
+        place=draws.pick(_PLACES),
+        thing=draws.pick(_THINGS),
+        animal=draws.pick(_ANIMALS),
+        colour=draws.pick(_COLOURS),
+    )
+
+
+def _respond(instruction: str, limit: int, draws: _Draws, *, shown: bool) -> str:
+    """An answer and the delimiter; without it where the prompt shows none, and in the flawed."""
+    answer = _answer(instruction, draws)
+    turn = f" {answer}\n{_TURN}{_instruction(draws)}{_ASKS}"
+    match _flaw(draws) if shown else "new turn":
+        case "endless":
+            return "".join(f" {draws.pick(_THINGS)}" for _ in range(limit + 1))
+        case "new turn":
+            return turn
+        case "repeating":
+            return f"{' over and again' * 4}\n{DELIMITER}"
+        case _:
+            return f" {answer}\n{DELIMITER}"
+
+
+def _flaw(draws: _Draws) -> str:
+    at = draws.below(100)
+    for name, share in FLAWS.items():
+        if at < share:
+            return name
+        at -= share
+    return ""
+
+
+def _answer(instruction: str, draws: _Draws) -> str:
+    asked = instruction.lower()
+    for sign, options in _CLOSED:
+        if sign in asked:
+            return draws.pick(options)
+    if "how many" in asked or "number" in asked:
+        return str(1 + draws.below(20))
+    if asked.startswith(("list", "name")):
+        return ", ".join(draws.pick(part) for part in (_THINGS, _PLACES, _ANIMALS))
+    return f"The {draws.pick(_PEOPLE)} has a {draws.pick(_COLOURS)} {draws.pick(_THINGS)}."
+
+
+def _cut(text: str, limit: int, stop: Sequence[str]) -> Generation:
+    """The text up to the end of the word that holds its first stop string, or up to the limit."""
+    words = [match.end() for match in re.finditer(r"\S+", text)]
+    kept = text[: words[limit - 1]] if len(words) >= limit else text
+    start = len(kept) - len(kept.lstrip())
+    found = [(at, s) for s in stop if (at := kept.find(s, start)) >= 0]
+    if not found:
+        return Generation(kept, len(kept.split()), len(words) >= limit)
+    at, first = min(found)
+    end = at + len(first)
+    if not first[-1].isspace():
+        end += len(re.split(r"\s", kept[end:], maxsplit=1)[0])
+    return Generation(kept[:end], len(kept[:end].split()), hit_limit=False)
+
+
+def _judge(draws: _Draws) -> tuple[float, float]:
+    """Log-probabilities of good and bad: they are all there is, and differ by the margin."""
+    margin = (50 + draws.below(300)) / 100
+    odds = -margin if draws.below(100) < BAD else margin
+    return -math.log1p(math.exp(-odds)), -math.log1p(math.exp(odds))
+
+
+def _note(call: str, seed: int | None, texts: Sequence[str]) -> None:
+    """Write the call down, and die of it where that is scripted."""
+    path, kill_at = os.environ.get(CALLS), os.environ.get(KILL_AT)
+    if path is None:
+        if kill_at is not None:
+            raise ConfigError(
+                f"{KILL_AT} counts the lines of a file that is not named",
+                where="environment",
+                fix=f"set {CALLS} to a path as well",
+            )
+        return
+    digest = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
+    line = json.dumps({"call": call, "seed": seed, "sha256": digest})
+    with Path(path).open("a", encoding="utf-8") as log:
+        log.write(f"{line}\n")
+    if kill_at is not None and len(Path(path).read_bytes().splitlines()) == int(kill_at):
+        os.kill(os.getpid(), signal.SIGKILL)

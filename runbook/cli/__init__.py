@@ -1,0 +1,61 @@
+"""The command line and composition root: which verbs there are, and how an error ends.
+
+Rule: a verb imports what it needs within itself, so that help and status answer at once. Exit
+codes are those of ``runbook.errors``; an error nobody foresaw ends with 1 and its traceback.
+"""
+
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from runbook.cli import review_verbs, session_verbs, spec_verbs
+from runbook.cli.options import Answers, say
+from runbook.errors import RunbookError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("validate")(spec_verbs.validate)
+app.command("plan")(spec_verbs.show_plan)
+app.command("run")(session_verbs.run)
+app.command("status")(session_verbs.status)
+
+review = typer.Typer(no_args_is_help=True, help="Reviews: questions at a gate, and answers.")
+review.command("list")(review_verbs.list_reviews)
+review.command("show")(review_verbs.show)
+review.command("decide")(review_verbs.decide)
+app.add_typer(review, name="review")
+
+
+@app.callback()
+def _about() -> None:
+    """Run a language model's post-training session unattended: phases, gates, resume."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point; ends the process with the exit code.
+
+    An error that a person can meet is told without a traceback. Ctrl-C is 130 here: while the
+    workspace is locked the executor takes it as a wish to pause.
+    """
+    answers = Answers()
+    try:
+        app(arguments, prog_name="runbook", obj=answers)
+    except RunbookError as error:
+        say(f"error: {error}")
+        _answer(answers, error.what, error.where, error.fix, error.code)
+        sys.exit(error.code)
+    except Exception as error:  # noqa: BLE001 - the last stop before the shell
+        what = f"{type(error).__name__}: {error}"
+        say(f"internal error, a fault of runbook itself: {what}")
+        say(traceback.format_exc().rstrip())
+        _answer(answers, what, "runbook", "report it with the traceback on stderr", 1)
+        sys.exit(1)
+
+
+def _answer(answers: Answers, what: str, where: str, fix: str, code: int) -> None:
+    """The error as a program reads it, where a program asked."""
+    if answers.as_json:
+        told = {"error": what, "where": where, "fix": fix, "exit_code": code}
+        sys.stdout.write(f"{json.dumps(told)}\n")

@@ -1,0 +1,77 @@
+"""What the verbs share: arguments, each with its ``RUNBOOK_*`` twin, and the two streams.
+
+Rule: what people read goes to stderr, what programs read to stdout, one JSON object a line. A
+twin of an argument that can be given many times holds one value a line.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from runbook.contract import Json
+
+
+@dataclass
+class Answers:
+    """How the caller wants to be answered; known once the arguments are read."""
+
+    as_json: bool = False
+
+
+def env_lines(name: str) -> list[str]:
+    """The lines of an environment variable, empty ones left out."""
+    return [line for line in os.environ.get(name, "").splitlines() if line.strip()]
+
+
+def _note_json(context: typer.Context, value: bool) -> bool:  # noqa: FBT001 - typer's signature
+    """Remember the wish where ``main`` finds it, should the verb fail."""
+    answers = context.find_root().obj
+    if isinstance(answers, Answers):
+        answers.as_json = value
+    return value
+
+
+Spec = Annotated[Path, typer.Argument(envvar="RUNBOOK_SPEC", help="The runbook's YAML file.")]
+Overrides = Annotated[
+    list[str],
+    typer.Option(
+        "--set",
+        default_factory=lambda: env_lines("RUNBOOK_SET"),
+        show_default=False,
+        metavar="STEP.PARAM=VALUE",
+        help="Change a parameter; recorded. In the environment: RUNBOOK_SET, one a line.",
+    ),
+]
+Folder = Annotated[
+    Path, typer.Option(envvar="RUNBOOK_WORKSPACE", help="Where everything is written.")
+]
+AsJson = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        envvar="RUNBOOK_JSON",
+        callback=_note_json,
+        help="Answer on stdout, one JSON object a line.",
+    ),
+]
+WORKSPACE = Path("workspace")
+
+
+def say(text: str) -> None:
+    """Tell a person; where nobody can read any more, the exit code still has to be right."""
+    with suppress(OSError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
+
+
+def answer(value: Mapping[str, Json]) -> None:
+    """Tell a program."""
+    sys.stdout.write(f"{json.dumps(value)}\n")
+    sys.stdout.flush()

@@ -1,0 +1,1 @@
+"""What people read: pure projections of the journal. Every number in them comes from it."""

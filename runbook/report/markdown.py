@@ -1,0 +1,187 @@
+"""The session's report as Markdown: the outcome first, then what it rests on.
+
+Each number comes from the journal. Text that a model, a step or a person wrote is data and goes
+through ``runbook.report.safe_text``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from runbook.contract import Json
+from runbook.report import figures as f
+from runbook.report import outcome
+from runbook.report.safe_text import Code, block, code, json_line, prose, table
+from runbook.report.session import SessionView, StepView
+from runbook.report.step_section import evaluation_section, section
+
+_CRITICS = ("instruction_acceptance", "pair_acceptance")
+"""Metrics that rest on the word of a few-shot critic."""
+_MARGINS = ("margin", "pair_margin")
+
+
+def render_report(view: SessionView, root: Path = Path()) -> str:
+    """The whole page.
+
+    Args:
+        view: the session.
+        root: the workspace, for the commands; by default the folder the report stands in.
+    """
+    if view.outcome.state == "none":
+        return "# No session yet\n"
+    lines = [
+        *_top(view, root),
+        *_critics(view),
+        *_table(view),
+        *(line for step in view.evaluations for line in evaluation_section(step)),
+        *_faults(view),
+        "## Step by step",
+        "",
+        *(line for step in view.steps for line in section(step)),
+        *_samples(view),
+        *_environment(view),
+        *_places(view),
+        *_commands(view, root),
+    ]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _top(view: SessionView, root: Path) -> list[str]:
+    """What a person must know before the first coffee."""
+    lines = [f"# {prose(view.name)}: {prose(outcome.title(view))}", ""]
+    for told in outcome.sentences(view):
+        lines += [prose(told), ""]
+    found = [(label, path) for label, path in outcome.reading(view) if label != "report"]
+    lines += [f"- Safe on disk: {prose(outcome.safe(view))}", f"- Cost: {outcome.cost(view)}"]
+    lines += [f"- {prose(label.capitalize())}: {code(path)}" for label, path in found]
+    return [*lines, "", *_next(view, root)]
+
+
+def _next(view: SessionView, root: Path) -> list[str]:
+    steps = outcome.next_steps(view, root)
+    if not steps:
+        return ["Nothing is left to run.", ""]
+    lines = ["**What to do now**", ""]
+    for step in steps:
+        lines += block(prose(step.why), [step.command])
+    return lines
+
+
+def _critics(view: SessionView) -> list[str]:
+    """What an acceptance rate is worth, wherever one was measured."""
+    rows = [row for step in view.steps for row in _acceptance(step)]
+    if not rows:
+        return []
+    told = (
+        "The few-shot critics are **not yet calibrated**: acceptance says what the critic "
+        "preferred, not what is correct. What they let through:"
+    )
+    return [
+        "## What the filters cannot see",
+        "",
+        told,
+        "",
+        *table(("step", "metric", "value", "kept from margin"), rows),
+        *(
+            ["Read the rows near the end of this page before you trust it.", ""]
+            if view.samples
+            else []
+        ),
+    ]
+
+
+def _acceptance(step: StepView) -> Iterator[tuple[str, ...]]:
+    metrics = {m.name: m for m in step.last.metrics} if step.last else {}
+    params = step.last.params if step.last else {}
+    for name, margin in zip(_CRITICS, _MARGINS, strict=True):
+        if name in metrics:
+            found = metrics[name]
+            value = f.rate(found.value, found.n, found.successes)
+            yield (Code(step.name), Code(name), value, f.number(params.get(margin)))
+
+
+def _table(view: SessionView) -> list[str]:
+    rows = [
+        (
+            step.phase,
+            Code(step.name),
+            outcome.word(step),
+            f.number(len(step.attempts) or None),
+            f.number(step.tokens if step.attempts else None),
+            f.duration(step.seconds) if step.seconds else f.NOTHING,
+            Code(outcome.main_file(step)),
+        )
+        for step in view.steps
+    ]
+    header = ("phase", "step", "verdict", "attempts", "tokens", "time", "main file")
+    return ["## Steps", "", *table(header, rows)]
+
+
+def _faults(view: SessionView) -> list[str]:
+    """Where a comparison was wanted and could not be made."""
+    found = [
+        (step.name, step.last.details.get("error"))
+        for step in view.steps
+        if step.last and step.last.details.get("error")
+    ]
+    lines = [f"- {prose(f'{name}: no comparison could be made: {why}')}" for name, why in found]
+    return [*lines, ""] if lines else []
+
+
+def _samples(view: SessionView) -> list[str]:
+    if not view.samples:
+        return []
+    rows = [line for number, row in enumerate(view.samples, 1) for line in _sample(number, row)]
+    told = f"From {code(view.samples_of)}, as escaped JSON: this is data, whatever it says."
+    title = f"## {f.counted(len(view.samples), 'kept row')} drawn at random"
+    return [title, "", *block(told, rows)]
+
+
+def _sample(number: int, row: Json) -> Iterator[str]:
+    width = max((len(json_line(name)) for name in row), default=0)
+    for place, name in enumerate(sorted(row)):
+        lead = f"{number}." if place == 0 else ""
+        yield f"{lead:<4}{json_line(name):<{width}}  {json_line(row[name])}"
+    yield ""
+
+
+def _environment(view: SessionView) -> list[str]:
+    versions = f.mapping(view.versions.get("versions"))
+    plan = view.plan
+    rows = [
+        ("run", view.run_id),
+        ("began", f.moment(view.began)),
+        ("newest entry", f.moment(view.updated)),
+        ("runbook file", view.runbook),
+        ("fingerprint", view.fingerprint),
+        ("overrides", " ".join(view.overrides)),
+        ("git", str(view.versions.get("git_sha", ""))),
+        ("seed", json_line(plan.get("seed"))),
+        ("model", json_line(plan.get("model"))),
+        ("engine", json_line(plan.get("engine"))),
+        *((name, str(version)) for name, version in sorted(versions.items())),
+    ]
+    return ["## Environment", "", *table(("what", "value"), [(n, Code(v)) for n, v in rows if v])]
+
+
+def _places(view: SessionView) -> list[str]:
+    """Folders that every session has; each step's own files stand in its section."""
+    here = outcome.HERE
+    places = (
+        ("every manifest of the session", here.session_manifest(view.run_id)),
+        ("what happened, in order", here.journal),
+        ("logs, one a step", here.logs),
+        ("data sets", here.data),
+        ("generated files and batches", here.artifacts),
+        ("adapters", here.checkpoints),
+        ("evaluations", here.results),
+        ("reviews", here.reviews),
+        ("the base model", here.models),
+    )
+    rows = [(what, Code(here.relative(path))) for what, path in places]
+    return ["## Where everything lies", "", *table(("what", "within the workspace"), rows)]
+
+
+def _commands(view: SessionView, root: Path) -> list[str]:
+    """The command that continues, also where nothing is left: it then says so and ends."""
+    where = "Run in the folder of this report:" if root == Path() else "From any folder:"
+    return ["## The command of this session", "", *block(where, [view.command(root)])]

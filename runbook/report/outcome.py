@@ -1,0 +1,256 @@
+"""How a session stands, in words: the outcome, what is safe, what it cost, what to do next.
+
+Plain text, escaped by whoever shows it. A command can be pasted as it is, but for the words in
+capitals, which only a person can fill in.
+"""
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook.report import evaluation
+from runbook.report import figures as f
+from runbook.report.session import ReviewView, SessionView, StepView
+from runbook.state import Status
+from runbook.workspace import Workspace
+
+_CAUSES = {
+    "review": "a review waits for a person's decision",
+    "gate failed": "a gate failed, and its review decided to stop",
+    "closing": "a gate failed, and its retries are used up",
+    "instrument": "a reading cannot be believed, and its review decided to stop",
+    "underpowered": "the sample is too small to decide, and its review decided to stop",
+    "sentinel": "a sentinel tripped",
+    "error": "an error",
+    "budget": "the budget is spent",
+    "paused": "paused, nothing is wrong",
+    "no progress": "a step was interrupted again and again",
+    "missing manifest": "an input is missing or was changed",
+}
+"""Reason of a ``SessionStopped`` -> what it means."""
+HERE = Workspace(Path())
+"""Makes paths relative to the workspace, wherever it is."""
+_FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
+"""Stops after which the same command only stops again."""
+_CURABLE = frozenset({"error", "budget", "paused", "no progress", "missing manifest"})
+"""Stops after which the same command goes on where it was."""
+
+
+@dataclass(frozen=True)
+class NextStep:
+    """What to do, and the command that does it."""
+
+    why: str
+    command: str
+
+
+def title(view: SessionView) -> str:
+    """How it stands, in a few words."""
+    now = view.outcome
+    match now.state:
+        case "none":
+            return "no session yet"
+        case "running":
+            return "running"
+        case "done" if now.overrides:
+            return f"all done, with {f.counted(now.overrides, 'override')} (exit {now.exit_code})"
+        case "done":
+            return f"all done (exit {now.exit_code})"
+        case _ if now.decided:
+            return f"stopped, and decided since: {now.decided.action} (exit {now.exit_code})"
+        case _:
+            return f"stopped: {_CAUSES.get(now.reason, now.reason)} (exit {now.exit_code})"
+
+
+def sentences(view: SessionView) -> list[str]:
+    """What a person must know first: why it stopped, what training gave, who overrode what."""
+    told = []
+    now = view.outcome
+    if now.state == "running":
+        told.append(_running(view))
+    cause, *rest = now.detail.splitlines() or [""]
+    told += [f"Cause: {cause}"] if cause else []
+    told += [line.strip().replace("fix: ", "Fix: ", 1) for line in rest if line.strip()]
+    if now.decided:
+        told.append(f"Decided by {now.decided.author}: {now.decided.reason}")
+    told += [f"{_trained(view, s)}: {evaluation.sentence(s.comparison)}." for s in view.evaluations]
+    for step in view.steps:
+        if step.override:
+            who = step.override.author
+            told.append(f"{step.name} did not pass, and {who} overrode it: {step.override.reason}")
+    if now.state == "done":
+        told.append(_gates(view))
+    return told
+
+
+def _running(view: SessionView) -> str:
+    step = view.current
+    if step is None:
+        return "Every step is finished; the session is being closed."
+    if step.last is None:
+        return f"{step.name} is next."
+    return f"At {step.name}, attempt {step.last.number}: {word(step)}."
+
+
+def _trained(view: SessionView, step: StepView) -> str:
+    """Which model an evaluation is of, and what trained it: a session may train twice."""
+    by = [s.name for s in view.steps if s.name in step.inputs and s.artifact("adapter")]
+    return f"{view.model or 'The model'} trained by {' and '.join(by) or 'this session'}"
+
+
+def _gates(view: SessionView) -> str:
+    """How many gates stand behind the result, and how firmly."""
+    judged = [s for s in view.steps if s.last and s.last.verdict]
+    overridden = [s for s in judged if s.override]
+    thin = dict.fromkeys(c.metric for s in judged if s.last for c in s.last.criteria if c.thin)
+    if not judged:
+        return "No step has a gate."
+    told = f"{len(judged) - len(overridden)} of {f.counted(len(judged), 'gate')} passed"
+    told += f", {len(overridden)} overridden" if overridden else ""
+    if thin:
+        told += f", thin on {', '.join(thin)}: the rate holds, its 95 % bound does not"
+    return f"{told}."
+
+
+def _finished(view: SessionView) -> str:
+    planned = [s for s in view.steps if s.status is not Status.SKIPPED]
+    done = [s for s in planned if s.status is Status.PASSED and s.manifest]
+    return f"{len(done)} of {f.counted(len(planned), 'step')} done, with manifests"
+
+
+def word(step: StepView) -> str:
+    """A step's standing in a word or two."""
+    last = step.last
+    match step.status:
+        case Status.PASSED if step.override:
+            return f"{last.verdict if last else ''}, overridden"
+        case Status.PASSED if last and last.verdict:
+            return "pass (thin)" if last.thin else "pass"
+        case Status.PASSED:
+            return "done"
+        case Status.JUDGED if last:
+            return "sentinel tripped" if last.sentinel else last.verdict
+        case Status.FAILED:
+            return "error"
+        case Status.FINISHED:
+            return "not judged yet"
+        case Status.PENDING if last and last.extension and last.verdict:
+            return "sample to be extended"
+        case Status.PENDING:
+            return "to run again" if last else "not started"
+        case _:
+            return str(step.status.value)
+
+
+def safe(view: SessionView) -> str:
+    """What stands on disk, and whether the same command makes any of it again."""
+    told = _finished(view)
+    step = view.current
+    if step and step.last and step.last.batches:
+        batches = f.counted(step.last.batches, "committed batch", "committed batches")
+        records = f.counted(step.last.records, "record")
+        told += f"; of {step.name}, attempt {step.last.number}, {batches} ({records})"
+    now = view.outcome
+    if now.state == "done":
+        return f"{told}."
+    kept = now.state == "running" or now.reason in _CURABLE
+    return f"{told}. {'The same command makes none of it again.' if kept else 'All of it stays.'}"
+
+
+def cost(view: SessionView) -> str:
+    """Time and tokens."""
+    return f"{f.duration(view.seconds)} of work, {f.counted(view.tokens, 'token')}."
+
+
+def main_file(step: StepView) -> str:
+    """The one file of a step to look at: its evaluation, or the first thing it made."""
+    if step.comparison and step.judged:
+        return step.judged
+    return step.artifacts[0].path if step.artifacts else ""
+
+
+def reading(view: SessionView) -> list[tuple[str, str]]:
+    """What there is to read: a label, and a path relative to the workspace."""
+    found = []
+    if view.outcome.state in ("stopped", "done") or any(s.manifest for s in view.steps):
+        found.append(("report", HERE.relative(HERE.report)))
+    if view.waiting:
+        found.append(("review", view.waiting.path))
+    stuck = view.current
+    if stuck and stuck.judged and not stuck.comparison:
+        found.append((f"verdict on {stuck.name}", stuck.judged))
+    found += [("evaluation", step.judged) for step in view.evaluations if step.judged]
+    datasets = [a for s in view.steps if (a := s.artifact("dataset"))]
+    found += [("dataset", datasets[-1].path)] if datasets else []
+    found += [("adapter", a.path) for s in view.steps if (a := s.artifact("adapter"))]
+    return found
+
+
+def next_steps(view: SessionView, root: Path) -> tuple[NextStep, ...]:
+    """What to do now, in order; empty where nothing is left."""
+    return tuple(_next_steps(view, root))
+
+
+def _next_steps(view: SessionView, root: Path) -> Iterator[NextStep]:
+    now = view.outcome
+    run = view.command(root)
+    if now.state in ("none", "done"):
+        return
+    if now.state == "running":
+        yield NextStep("If it was killed, the same command goes on:", run)
+    elif view.waiting:
+        yield from _decide(view, view.waiting, root)
+        yield NextStep("Then the same command goes on:", run)
+    elif now.decided and now.decided.action != "stop":
+        yield NextStep("The decision is on record; the same command acts on it:", run)
+    elif now.decided or now.reason in _FINAL:
+        yield from _after_the_end(view, root)
+    elif now.reason == "budget":
+        told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
+        yield NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
+    elif now.reason in ("error", "no progress"):
+        told = f"Read {_log(view)} and mend the cause; the same command then goes on:"
+        yield NextStep(told, run)
+    elif now.reason == "missing manifest":
+        yield NextStep("Restore what is named above; the same command then goes on:", run)
+    else:
+        yield NextStep("The same command goes on:", run)
+
+
+def _decide(view: SessionView, review: ReviewView, root: Path) -> Iterator[NextStep]:
+    yield NextStep("Read the question:", _review("show", review, root))
+    told = f"Decide; ACTION is {f.listed(review.allowed)}, REASON is kept on record:"
+    yield NextStep(told, _review("decide", review, root, "ACTION"))
+    bounds = next((s.adjustable for s in view.steps if s.name == review.step), {})
+    if bounds and "retry" in review.allowed:
+        found = {name: f.mapping(ends) for name, ends in bounds.items()}
+        ranges = [f"{name} ({r.get('min')} to {r.get('max')})" for name, r in found.items()]
+        told = f"Or retry with other parameters; NAME=NUMBER is one of {', '.join(ranges)}:"
+        retry = _review("decide", review, root, "retry", "--change", "NAME=NUMBER")
+        yield NextStep(told, retry)
+
+
+def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
+    """Nothing here runs again by itself: a person overrides, or begins anew."""
+    step = view.current
+    if step and step.reviews:
+        review = step.reviews[-1]
+        yield NextStep("Read the evidence:", _review("show", review, root))
+        told = "If you know better, override it on record; the session then ends with exit 6:"
+        yield NextStep(told, _review("decide", review, root, "override"))
+        yield NextStep("After an override the same command goes on:", view.command(root))
+    told = "Else mend the runbook and begin anew in another workspace:"
+    yield NextStep(told, view.command(Path("NEW_WORKSPACE")))
+
+
+def _review(verb: str, review: ReviewView, root: Path, action: str = "", *options: str) -> str:
+    answer = ["--action", action, *options, "--reason", "REASON"] if action else []
+    words = ["runbook", "review", verb, review.review_id, *answer, "--workspace", str(root)]
+    return shlex.join(words)
+
+
+def _log(view: SessionView) -> str:
+    broken = (s for s in view.steps if s.status in (Status.FAILED, Status.INTERRUPTED))
+    step = next(broken, None)
+    return HERE.relative(HERE.log(step.name if step else "executor"))

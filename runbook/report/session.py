@@ -1,0 +1,202 @@
+"""What a report knows of a session: frozen data, filled by ``runbook.report.view``."""
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from runbook import events as ev
+from runbook.contract import Artifact, Json, Metric
+from runbook.report.figures import mapping
+from runbook.state import ALLOWED, Status
+
+
+@dataclass(frozen=True)
+class CriterionView:
+    metric: str
+    kind: str
+    threshold: str
+    verdict: str
+    value: Json
+    n: Json
+    successes: Json
+    """The numerator, where the step measured a rate."""
+    bound: Json
+    thin: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Change:
+    """A parameter that differs from the attempt before."""
+
+    name: str
+    before: Json
+    after: Json
+
+
+@dataclass(frozen=True)
+class AttemptView:
+    number: int
+    params: Mapping[str, Json]
+    """Of the first look."""
+    changes: tuple[Change, ...]
+    extension: Mapping[str, Json]
+    """Parameters of the second look; empty where there was none."""
+    finished: bool
+    """Whether a run of it came to its end."""
+    verdict: str
+    """Empty while not judged."""
+    sentinel: bool
+    criteria: tuple[CriterionView, ...]
+    reasons: tuple[str, ...]
+    details: Mapping[str, Json]
+    metrics: tuple[Metric, ...]
+    errors: tuple[ev.StepFailed, ...]
+    batches: int
+    records: int
+    last_batch: str
+
+    @property
+    def thin(self) -> bool:
+        """Whether a criterion passed on its rate alone."""
+        return any(c.thin for c in self.criteria)
+
+
+@dataclass(frozen=True)
+class ReviewView:
+    review_id: str
+    step: str
+    attempt: int
+    reason: str
+    path: str
+    decisions: tuple[ev.ReviewDecided, ...]
+
+    @property
+    def allowed(self) -> tuple[str, ...]:
+        """What it may answer."""
+        return ALLOWED.get(self.reason, ())
+
+
+@dataclass(frozen=True)
+class StepView:
+    name: str
+    phase: str
+    inputs: tuple[str, ...]
+    """The steps it reads."""
+    status: Status
+    attempts: tuple[AttemptView, ...]
+    adjustments: tuple[ev.Adjusted, ...]
+    """Made after a failure of this step's gate."""
+    adjustable: Mapping[str, Json]
+    """What a review of this step may change: parameter -> ``min``, ``max``."""
+    reviews: tuple[ReviewView, ...]
+    skipped: str
+    """Why; empty where it was not."""
+    tokens: int
+    seconds: float
+    """Of the runs that finished, over all attempts."""
+    artifacts: tuple[Artifact, ...]
+    summary: Mapping[str, Json]
+    manifest: str
+    """Path of its manifest; empty while there is none."""
+    manifest_sha256: str
+    judged: str
+    """Path of the judgement's own file; empty without one."""
+
+    @property
+    def last(self) -> AttemptView | None:
+        """The newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def override(self) -> ev.ReviewDecided | None:
+        """A person's word that the newest attempt passed by."""
+        number = self.last.number if self.last else 0
+        mine = [d for r in self.reviews if r.attempt == number for d in r.decisions]
+        return next((d for d in mine if d.action == "override"), None)
+
+    @property
+    def comparison(self) -> Mapping[str, Json]:
+        """The paired comparison of the newest attempt; empty where there is none."""
+        return mapping(self.last.details.get("comparison")) if self.last else {}
+
+    def artifact(self, name: str) -> Artifact | None:
+        """What the step made under this name."""
+        return next((a for a in self.artifacts if a.name == name), None)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    state: str = "none"
+    """none, running, stopped or done."""
+    exit_code: int = 0
+    reason: str = ""
+    detail: str = ""
+    overrides: int = 0
+    decided: ev.ReviewDecided | None = None
+    """A decision made since the stop; the next run acts on it."""
+
+
+@dataclass(frozen=True)
+class SessionView:
+    run_id: str = ""
+    name: str = ""
+    runbook: str = ""
+    """Path of the runbook's file."""
+    overrides: tuple[str, ...] = ()
+    fingerprint: str = ""
+    plan: Mapping[str, Json] = field(default_factory=dict)
+    """``runbook.fingerprint.plan_document``."""
+    versions: Mapping[str, Json] = field(default_factory=dict)
+    """``runbook.manifest.provenance``."""
+    began: str = ""
+    updated: str = ""
+    """Wall time of the newest line, UTC."""
+    seconds: float = 0.0
+    """Wall time in which an executor was at work."""
+    outcome: Outcome = Outcome()
+    steps: tuple[StepView, ...] = ()
+    """In the plan's order."""
+    samples: tuple[Mapping[str, Json], ...] = ()
+    """Of the step that finished last with any."""
+    samples_of: str = ""
+
+    @property
+    def tokens(self) -> int:
+        """Generated or trained on, over all steps."""
+        return sum(step.tokens for step in self.steps)
+
+    @property
+    def model(self) -> str:
+        """The base model's name."""
+        return str(mapping(self.plan.get("model")).get("name", ""))
+
+    @property
+    def waiting(self) -> ReviewView | None:
+        """The review without which the session does not go on."""
+        if self.outcome.reason != "review" or self.outcome.decided:
+            return None
+        reviews = (r for step in self.steps for r in step.reviews)
+        return next((r for r in reviews if not r.decisions and r.review_id), None)
+
+    @property
+    def current(self) -> StepView | None:
+        """The first step that is neither passed nor skipped."""
+        behind = (Status.PASSED, Status.SKIPPED)
+        return next((s for s in self.steps if s.status not in behind), None)
+
+    @property
+    def evaluations(self) -> tuple[StepView, ...]:
+        """The steps with a paired comparison."""
+        return tuple(step for step in self.steps if step.comparison)
+
+    def command(self, root: Path, *extra: str) -> str:
+        """What begins or continues this session in a workspace, as a shell reads it.
+
+        ``extra`` are further ``--set`` arguments; one of theirs stands in place of an older one.
+        """
+        new = {assignment.partition("=")[0] for assignment in extra}
+        kept = [old for old in self.overrides if old.partition("=")[0] not in new]
+        options = [part for assignment in (*kept, *extra) for part in ("--set", assignment)]
+        return shlex.join(["runbook", "run", self.runbook, "--workspace", str(root), *options])

@@ -1,0 +1,224 @@
+"""A journal's entries to the view of its session, without the runbook file.
+
+``SessionStarted.plan`` says what was planned, the other facts what happened. Nothing is judged or
+computed anew here but sums, and differences between the parameters of two attempts.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
+
+from runbook import events as ev
+from runbook.artifacts import canonical_json
+from runbook.contract import Json
+from runbook.journal import Entry, seconds_spent
+from runbook.params import all_params
+from runbook.report.criteria import criterion_view
+from runbook.report.figures import mapping
+from runbook.report.session import (
+    AttemptView,
+    Change,
+    Outcome,
+    ReviewView,
+    SessionView,
+    StepView,
+)
+from runbook.state import Status
+
+__all__ = ["SessionView", "build_view"]
+
+T = TypeVar("T")
+_FOLLOWS: Mapping[type[ev.Event], Status] = {
+    ev.StepStarted: Status.RUNNING,
+    ev.StepFinished: Status.FINISHED,
+    ev.StepFailed: Status.FAILED,
+    ev.StepInterrupted: Status.INTERRUPTED,
+    ev.GateJudged: Status.JUDGED,
+    ev.StepPassed: Status.PASSED,
+    ev.StepSkipped: Status.SKIPPED,
+    ev.SampleExtended: Status.PENDING,
+}
+"""What a fact makes of its step, where nothing else is said of it."""
+
+
+def build_view(entries: Sequence[Entry]) -> SessionView:
+    """The view of a journal; an empty one where there are no entries.
+
+    Raises:
+        CorruptError: an entry is of a kind that this version does not know.
+    """
+    # Key order is normalised: a line just appended must be shown like one read from disk.
+    known = [ev.from_body(json.loads(canonical_json(dict(e.body)))) for e in entries]
+    session = next(iter(_all(known, ev.SessionStarted)), None)
+    if session is None:
+        return SessionView()
+    plan = mapping(session.plan)
+    sampled = [f for f in _all(known, ev.StepFinished) if f.samples]
+    return SessionView(
+        run_id=session.run_id,
+        name=session.name,
+        runbook=session.runbook,
+        overrides=session.overrides,
+        fingerprint=session.fingerprint,
+        plan=plan,
+        versions=session.versions,
+        began=entries[0].wall,
+        updated=entries[-1].wall,
+        seconds=seconds_spent(entries),
+        outcome=_outcome(known),
+        steps=_steps(plan, known),
+        samples=sampled[-1].samples if sampled else (),
+        samples_of=sampled[-1].step if sampled else "",
+    )
+
+
+def _all(known: Iterable[ev.Event], kind: type[T]) -> list[T]:
+    return [fact for fact in known if isinstance(fact, kind)]
+
+
+def _outcome(known: Iterable[ev.Event]) -> Outcome:
+    now = Outcome("running")
+    for fact in known:
+        match fact:
+            case ev.SessionResumed():
+                now = Outcome("running")
+            case ev.SessionStopped():
+                now = Outcome("stopped", fact.exit_code, fact.reason, fact.detail)
+            case ev.SessionDone():
+                now = Outcome("done", fact.exit_code, overrides=fact.overrides)
+            case ev.ReviewDecided() if now.state == "stopped":
+                now = Outcome(now.state, now.exit_code, now.reason, now.detail, decided=fact)
+    return now
+
+
+def _steps(plan: Mapping[str, Json], known: Sequence[ev.Event]) -> tuple[StepView, ...]:
+    documents = mapping(plan.get("steps"))
+    facts: dict[str, list[ev.Event]] = {str(name): [] for name in plan.get("order") or ()}
+    owner = {r.review_id: r.step for r in _all(known, ev.ReviewRequested)}
+    for fact in known:
+        name = getattr(fact, "step", None) or owner.get(getattr(fact, "review_id", ""))
+        if name:
+            facts.setdefault(name, []).append(fact)
+    rerun = {name: str(mapping(documents.get(name)).get("rerun_from") or name) for name in facts}
+    statuses = _statuses(known, rerun, owner)
+    return tuple(
+        _step(name, mapping(documents.get(name)), mine, statuses.get(name, Status.PENDING))
+        for name, mine in facts.items()
+    )
+
+
+def _statuses(
+    known: Iterable[ev.Event], rerun_from: Mapping[str, str], owner: Mapping[str, str]
+) -> dict[str, Status]:
+    """How each step stands, as ``runbook.machine.apply`` says it."""
+    now: dict[str, Status] = {}
+    for fact in known:
+        match fact:
+            case ev.GateJudged(step=step, verdict="pass", sentinel=False):
+                now[step] = Status.PASSED
+            case ev.Adjusted(step=step):
+                now |= _again(now, rerun_from, step)
+            case ev.ReviewDecided(action="retry", review_id=name) if name in owner:
+                now |= _again(now, rerun_from, owner[name])
+            case ev.ReviewDecided(action="override", review_id=name) if name in owner:
+                now[owner[name]] = Status.PASSED
+            case _ if type(fact) in _FOLLOWS:
+                now[getattr(fact, "step", "")] = _FOLLOWS[type(fact)]
+    return now
+
+
+def _again(
+    now: Mapping[str, Status], rerun_from: Mapping[str, str], step: str
+) -> dict[str, Status]:
+    """The steps that a retry of this step's gate runs again."""
+    order = list(rerun_from)
+    first, last = order.index(rerun_from[step]), order.index(step)
+    names = order[first : last + 1]
+    return {n: Status.PENDING for n in names if now.get(n) is not Status.SKIPPED}
+
+
+def _step(
+    name: str, document: Mapping[str, Json], mine: list[ev.Event], status: Status
+) -> StepView:
+    finished = _all(mine, ev.StepFinished)
+    skipped = _all(mine, ev.StepSkipped)
+    written = _all(mine, ev.ManifestWritten)
+    # A second look counts its first look's tokens again: of an attempt the last word holds.
+    tokens = {f.attempt: f.tokens for f in finished}
+    return StepView(
+        name=name,
+        phase=skipped[-1].phase if skipped else str(document.get("phase", "")),
+        inputs=tuple(document.get("inputs") or ()),
+        status=status,
+        attempts=_attempts(mine),
+        adjustments=tuple(_all(mine, ev.Adjusted)),
+        adjustable=mapping(document.get("adjustable")),
+        reviews=_reviews(mine),
+        skipped=skipped[-1].why if skipped else "",
+        tokens=sum(tokens.values()),
+        seconds=sum(f.seconds for f in finished),
+        artifacts=finished[-1].artifacts if finished else (),
+        summary=finished[-1].summary if finished else {},
+        manifest=written[-1].path if written else "",
+        manifest_sha256=written[-1].sha256 if written else "",
+        judged=written[-1].judged_path if written else "",
+    )
+
+
+def _reviews(mine: list[ev.Event]) -> tuple[ReviewView, ...]:
+    decided = _all(mine, ev.ReviewDecided)
+    return tuple(
+        ReviewView(
+            asked.review_id,
+            asked.step,
+            asked.attempt,
+            asked.reason,
+            asked.path,
+            tuple(d for d in decided if d.review_id == asked.review_id),
+        )
+        for asked in _all(mine, ev.ReviewRequested)
+    )
+
+
+def _attempts(mine: list[ev.Event]) -> tuple[AttemptView, ...]:
+    found: list[AttemptView] = []
+    for number in dict.fromkeys(s.attempt for s in _all(mine, ev.StepStarted)):
+        facts = [f for f in mine if getattr(f, "attempt", None) == number]
+        found.append(_attempt(number, facts, found[-1].params if found else None))
+    return tuple(found)
+
+
+def _attempt(number: int, facts: list[ev.Event], before: Mapping[str, Json] | None) -> AttemptView:
+    params = _all(facts, ev.StepStarted)[0].params
+    finished = _all(facts, ev.StepFinished)
+    judged = _all(facts, ev.GateJudged)
+    extended = _all(facts, ev.SampleExtended)
+    batches = _all(facts, ev.BatchCommitted)
+    metrics = finished[-1].metrics if finished else ()
+    verdict = judged[-1] if judged else None
+    return AttemptView(
+        number=number,
+        params=params,
+        changes=_changes(before, params) if before is not None else (),
+        extension=extended[-1].params if extended else {},
+        finished=bool(finished),
+        verdict=verdict.verdict if verdict else "",
+        sentinel=bool(verdict and verdict.sentinel),
+        criteria=tuple(criterion_view(c, metrics) for c in verdict.criteria) if verdict else (),
+        reasons=verdict.reasons if verdict else (),
+        details=verdict.details if verdict else {},
+        metrics=metrics,
+        errors=tuple(_all(facts, ev.StepFailed)),
+        batches=len(batches),
+        records=sum(b.records for b in batches),
+        last_batch=batches[-1].key if batches else "",
+    )
+
+
+def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> tuple[Change, ...]:
+    old, new = dict(all_params(dict(before))), dict(all_params(dict(after)))
+    return tuple(
+        Change(name, old.get(name), new.get(name))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    )

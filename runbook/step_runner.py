@@ -1,0 +1,135 @@
+"""Runs one step in the child: what it commits is checked and made durable, what it made is found.
+
+It keeps one child alive for as long as the next step needs the same model, and never decides what
+follows. See ``runbook.process`` for how a child can end.
+"""
+
+from collections.abc import Callable, Mapping
+
+from runbook import artifacts
+from runbook import events as ev
+from runbook.contract import Committed, Json, PhaseResult
+from runbook.errors import PhaseError
+from runbook.journal import Clock
+from runbook.plan import Plan
+from runbook.process import Failed, Finished, Lost, Paused, Worker
+from runbook.worker import Job
+from runbook.workspace import Workspace
+
+Progress = Callable[[Mapping[str, Json]], None]
+
+
+class StepRunner:
+    """The child's one parent."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        workspace: Workspace,
+        append: Callable[[ev.Event], None],
+        on_progress: Progress,
+        clock: Clock,
+        stop: Callable[[], str],
+        budget_left: Callable[[], bool],
+    ) -> None:
+        """``append`` makes a fact durable; a batch is answered only once it returned."""
+        self._plan = plan
+        self._workspace = workspace
+        self._append = append
+        self._on_progress = on_progress
+        self._clock = clock
+        self._stop = stop
+        self._budget_left = budget_left
+        self._worker: Worker | None = None
+
+    def run(self, job: Job) -> ev.StepFinished | Failed | Paused | Lost:
+        """Run a job to its end, or to the commit at which it is asked to pause."""
+        begin = self._clock()
+        known = {batch.key: batch for batch in job.committed}
+        try:
+            outcome = self._worker_for(job).run(
+                job,
+                on_commit=lambda batch: self._commit(job, known, batch),
+                on_progress=lambda fields: self._on_progress(
+                    {"step": job.step, "attempt": job.attempt, **fields}
+                ),
+                stop=lambda: bool(self._stop()),
+            )
+            if isinstance(outcome, Finished):
+                return self._finished(job, outcome.result, self._clock() - begin)
+        except PhaseError as error:
+            outcome = Failed(error.what, error.where, error.fix, error.code, "")
+        if isinstance(outcome, Failed | Lost):
+            # What a failed step leaves in memory must not meet the next one.
+            self.close()
+        return outcome
+
+    def close(self) -> None:
+        if self._worker:
+            self._worker.close()
+            self._worker = None
+
+    def _commit(self, job: Job, known: dict[str, Committed], batch: Committed) -> bool:
+        """Make a batch durable, or refuse it; whether the step is to pause here."""
+        if batch.key in known:
+            if known[batch.key].sha256 != batch.sha256:
+                raise PhaseError(
+                    f"batch {batch.key!r} was committed before with other bytes",
+                    where=batch.path,
+                    fix="ask channel.committed(key) before making a batch",
+                )
+        else:
+            path = self._workspace.inside(batch.path)
+            if not path.is_file() or artifacts.sha256_file(path) != batch.sha256:
+                raise PhaseError(
+                    f"batch {batch.key!r} is not on disk as declared",
+                    where=batch.path,
+                    fix="write it with runbook.artifacts before it is committed",
+                )
+            self._append(
+                ev.BatchCommitted(
+                    job.step, job.attempt, batch.key, batch.path, batch.sha256, batch.records
+                )
+            )
+            known[batch.key] = batch
+        return bool(self._stop()) or not self._budget_left()
+
+    def _finished(self, job: Job, result: PhaseResult, seconds: float) -> ev.StepFinished:
+        for artifact in result.artifacts:
+            path = self._workspace.inside(artifact.path)
+            if not path.exists() or (path.is_file() and path.stat().st_size != artifact.bytes):
+                raise PhaseError(
+                    f"the step declared {artifact.name!r}, which is not there as declared",
+                    where=artifact.path,
+                    fix="describe an artifact after its last byte is written",
+                )
+        return ev.StepFinished(
+            job.step,
+            job.attempt,
+            job.look,
+            result.metrics,
+            result.artifacts,
+            result.tokens,
+            seconds,
+            result.summary,
+            result.flagged,
+            result.samples,
+            result.judged_file,
+        )
+
+    def _worker_for(self, job: Job) -> Worker:
+        """The child that has this step's model loaded, or a new one."""
+        plan = self._plan
+        loaded = [plan.model, job.params.get("quantization"), plan.engine, plan.environment]
+        key = artifacts.canonical_json(ev.encode(loaded))
+        if self._worker and self._worker.key != key:
+            self.close()
+        if self._worker is None:
+            environment = dict(plan.environment)
+            threads = plan.engine.get("threads")
+            if threads is not None:
+                environment.setdefault("OMP_NUM_THREADS", str(threads))
+            log = self._workspace.log("worker")
+            self._worker = Worker(key, self._workspace.root, log, environment)
+            self._worker.start()
+        return self._worker

@@ -1,0 +1,246 @@
+"""Reviews on the command line: read at any time, answered once, and only within bounds."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_session import REVIEWED, Called, call, write_runbook
+
+from runbook import events as ev
+from runbook.journal import facts, read_entries
+from runbook.workspace import Workspace
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Session:
+    """A small runbook in a folder, and the commands a person types."""
+
+    def __init__(self, folder: Path, capfd: Capture, params: dict[str, Any]) -> None:
+        self.spec = write_runbook(folder, params)
+        self.place = Workspace.at(folder / "ws")
+        self._capfd = capfd
+
+    def run(self, *more: str) -> Called:
+        return call(self._capfd, "run", self.spec, "--workspace", self.place.root, *more)
+
+    def review(self, *arguments: str) -> Called:
+        return call(self._capfd, "review", *arguments, "--workspace", self.place.root)
+
+    def decide(self, action: str, *more: str, review: str = "a-2", reason: str = "why") -> Called:
+        options = ("--action", action, "--reason", reason, "--author", "me")
+        return self.review("decide", review, *options, *more)
+
+    def facts(self) -> tuple[ev.Event, ...]:
+        return facts(read_entries(self.place))
+
+
+@pytest.fixture
+def waiting(tmp_path: Path, capfd: Capture) -> Session:
+    """A session whose gate failed, was adjusted, failed again, and waits for a person."""
+    session = Session(tmp_path, capfd, REVIEWED)
+    assert session.run().code == 3
+    return session
+
+
+def test_a_review_is_listed_shown_and_answered_with_a_retry(waiting: Session) -> None:
+    """Two failures ask a person; the retry takes the change, passes, and the session is done."""
+    assert [f.changes for f in waiting.facts() if isinstance(f, ev.Adjusted)] == [{"t": 0.6}]
+
+    listed = waiting.review("list")
+    assert (listed.code, listed.out) == (0, "")
+    assert listed.err.splitlines()[1].split()[:4] == ["a-2", "open", "gate", "failed"]
+
+    shown = waiting.review("show", "a-2")
+    assert (shown.code, shown.out) == (0, "")
+    assert "# a, attempt 2: fail (gate failed)" in shown.err
+    assert "may be answered with: retry, stop, override" in shown.err
+    assert "a retry may change: batches (1 to 4), t (0.1 to 1)" in shown.err
+    command = f"runbook review decide a-2 --workspace {waiting.place.root}"
+    assert shown.err.endswith(f"  {command} --action ACTION --reason REASON\n")
+
+    decided = waiting.decide("retry", "--change", "t=0.3", "--change", "batches=3.0")
+    assert decided.code == 0
+    assert f"runbook run {waiting.spec} --workspace {waiting.place.root}" in decided.err
+
+    assert waiting.run().code == 0
+    starts = [f for f in waiting.facts() if isinstance(f, ev.StepStarted)]
+    third = next(start for start in starts if start.attempt == 3)
+    assert (third.params["t"], third.params["batches"]) == (0.3, 3)
+    assert isinstance(third.params["batches"], int)
+    assert waiting.review("list").err.splitlines()[1].split()[:4] == ["a-2", "retry", "by", "me"]
+    assert "retry by me: why\n    batches = 3\n    t = 0.3\n" in waiting.review("show", "a-2").err
+
+
+def test_a_stop_ends_the_session_and_an_override_may_follow(waiting: Session) -> None:
+    """Stopped stays stopped with 3; overridden on record, the run goes on and ends with 6."""
+    assert waiting.decide("stop").code == 0
+    assert waiting.run().code == 3
+    assert waiting.run().code == 3
+
+    assert waiting.decide("override", reason="a false alarm").code == 0
+    ended = waiting.run()
+    assert ended.code == 6
+    assert "a false alarm" in ended.err
+    assert waiting.run().code == 6
+
+
+def test_reviews_as_json_are_one_object_each(waiting: Session) -> None:
+    """A program reads what may be answered, the ranges, the question and the decisions."""
+    (listed,) = waiting.review("list", "--json").lines
+    assert (listed["review_id"], listed["open"], listed["step"]) == ("a-2", True, "a")
+    assert listed["allowed"] == ["retry", "stop", "override"]
+
+    (shown,) = waiting.review("show", "a-2", "--json").lines
+    assert shown["adjustable"]["t"] == {"min": 0.1, "max": 1.0}
+    assert shown["request"].startswith("# a, attempt 2")
+
+    (decided,) = waiting.decide("stop", "--json").lines
+    assert decided["open"] is False
+    assert [(d["action"], d["author"]) for d in decided["decisions"]] == [("stop", "me")]
+
+
+def test_the_newest_review_is_listed_last(tmp_path: Path, capfd: Capture) -> None:
+    """A retry that fails again opens the closing review, below the first."""
+    session = Session(tmp_path, capfd, {**REVIEWED, "metrics": {"score": 0.1}})
+    session.run()
+    session.decide("retry")
+    session.run()
+
+    ids = [r["review_id"] for r in session.review("list", "--json").lines]
+    assert ids == ["a-2", "a-3"]
+    assert "may be answered with: override" in session.review("show", "a-3").err
+
+
+@pytest.mark.parametrize(
+    ("action", "change", "said"),
+    [
+        ("proceed", "", "allowed: retry, stop, override"),
+        ("retry", "t=1.5", "must lie between 0.1 and 1.0, found 1.5"),
+        ("retry", "metrics=1", "adjustable: t, batches"),
+        ("retry", "t=nan", "the number is finite"),
+        ("retry", "t=-inf", "the number is finite"),
+        ("retry", "t=1e999", "the number is finite"),
+        ("retry", "t=cool", "PARAM=NUMBER"),
+        ("retry", "=1", "PARAM=NUMBER"),
+        ("stop", "t=0.3", "'stop' takes no changes"),
+    ],
+)
+def test_a_decision_that_cannot_stand_is_not_recorded(
+    waiting: Session, action: str, change: str, said: str
+) -> None:
+    """The person is told what would be allowed; exit 2, and the journal is as it was."""
+    before = waiting.place.journal.read_bytes()
+
+    told = waiting.decide(action, *(["--change", change] if change else []))
+
+    assert (told.code, told.out) == (2, "")
+    assert said in told.err
+    assert waiting.place.journal.read_bytes() == before
+
+
+def test_an_override_needs_a_reason(waiting: Session) -> None:
+    """Who passes a gate by says why."""
+    told = waiting.decide("override", reason=" ")
+
+    assert told.code == 2
+    assert "an override needs a reason" in told.err
+
+
+def test_an_unknown_review_is_refused_with_those_there_are(waiting: Session) -> None:
+    """A slip in the name is answered with the names."""
+    told = waiting.decide("retry", review="a-1")
+
+    assert told.code == 2
+    assert "there is no review 'a-1'\n  fix: there are: a-2" in told.err
+
+
+def test_a_parameter_changed_twice_is_refused(waiting: Session) -> None:
+    """Of two values nobody knows which was meant."""
+    told = waiting.decide("retry", "--change", "t=0.3", "--change", "t=0.4")
+
+    assert told.code == 2
+    assert "'t' is changed twice" in told.err
+
+
+@pytest.mark.parametrize("goes_on_first", [True, False])
+def test_a_review_is_decided_once(waiting: Session, goes_on_first: bool) -> None:
+    """A second answer is refused with the first, also when that was acted on long ago."""
+    waiting.decide("retry")
+    if goes_on_first:
+        waiting.run()
+    before = waiting.place.journal.read_bytes()
+
+    told = waiting.decide("stop")
+
+    assert told.code == 2
+    assert "decided already: retry by me: why" in told.err
+    assert waiting.place.journal.read_bytes() == before
+
+
+def test_the_overrides_of_the_start_hold_for_the_decision(tmp_path: Path, capfd: Capture) -> None:
+    """A person need not repeat what the session was started with."""
+    session = Session(tmp_path, capfd, REVIEWED)
+    session.run("--set", "a.t=0.9")
+
+    decided = session.decide("retry")
+
+    assert decided.code == 0
+    assert "--set a.t=0.9" in decided.err
+    assert session.run("--set", "a.t=0.9").code == 0
+
+
+def test_a_runbook_that_is_gone_is_named_and_can_be_given(waiting: Session) -> None:
+    """The decision is refused while the runbook is not found, and stands once it is."""
+    moved = waiting.spec.rename(waiting.spec.with_name("moved.yaml"))
+
+    gone = waiting.decide("retry")
+    assert gone.code == 2
+    assert f"{waiting.spec}:1:1: {waiting.spec} does not exist" in gone.err
+
+    assert waiting.decide("retry", "--spec", str(moved)).code == 0
+
+
+def test_a_runbook_that_changed_is_refused_with_the_field(waiting: Session) -> None:
+    """A decision about one plan does not count for another."""
+    spec = waiting.spec.with_name("a.yaml")
+    spec.write_text(spec.read_text().replace('"at_least": 0.5', '"at_least": 0.4'))
+    before = waiting.place.journal.read_bytes()
+
+    told = waiting.decide("retry")
+
+    assert told.code == 2
+    assert "the runbook changed since this session began" in told.err
+    assert "at_least: 0.5 -> 0.4" in told.err
+    assert waiting.place.journal.read_bytes() == before
+
+
+def test_nobody_decides_while_an_executor_runs(waiting: Session) -> None:
+    """The journal has one writer: exit 7."""
+    with waiting.place.lock():
+        assert waiting.decide("retry").code == 7
+
+
+@pytest.mark.parametrize("verb", ["show", "decide"])
+def test_a_workspace_without_a_session_has_no_review(
+    verb: str, tmp_path: Path, capfd: Capture
+) -> None:
+    """The error says so, and the folder is not made."""
+    place = tmp_path / "none"
+    options = ["--action", "stop", "--reason", "why"] if verb == "decide" else []
+
+    told = call(capfd, "review", verb, "a-1", *options, "--workspace", place)
+
+    assert told.code == 2
+    assert "none was asked for yet" in told.err
+    assert not place.exists()
+
+
+def test_a_question_is_shown_without_what_moves_a_cursor(waiting: Session) -> None:
+    """The file is data: an escape sequence in it is spelled out, and a missing file is told."""
+    (request,) = waiting.place.reviews.glob("*/request.md")
+    request.write_text("red \x1b[31m\nnext")
+    assert waiting.review("show", "a-2").err.startswith("red \\x1b[31m\nnext\n")
+
+    request.unlink()
+    assert f"{request} is not there" in waiting.review("show", "a-2").err
