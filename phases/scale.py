@@ -218,8 +218,10 @@ def quotes_held_out(row: Row, held_out: Sequence[str]) -> bool:
 
 def _has_provenance(record: Row) -> bool:
     metadata = record.get("metadata", {})
-    needed = ("git_sha", "model", "quantization", "template_disabled", "seed", "sentinel")
-    return all(metadata.get(field) is not None for field in needed)
+    needed = ("model", "quantization", "template_disabled", "seed", "sentinel", "fingerprint")
+    # Outside git there is no commit; the installed version then says which code it was.
+    code = metadata.get("git_sha") or metadata.get("versions", {}).get("runbook")
+    return bool(code) and all(metadata.get(field) is not None for field in needed)
 
 
 def _shard_manifests(request: PhaseRequest, shards: Sequence[Path]) -> tuple[Artifact, ...]:

@@ -67,7 +67,7 @@ def run_session(
     """
     workspace.create()
     state = _same_session(plan, read_entries(workspace))
-    if state.done:
+    if state.done and manifest.is_projected(workspace, state):
         return state.done.exit_code
     if state.session is None:
         check_machine(plan.preflight, workspace.root)
@@ -137,6 +137,10 @@ class _Session:
         self.state = m.apply(self.plan, self.state, event)
 
     def run(self) -> int:
+        if self.state.done:
+            # Killed after its last line, before the manifest and the report told of it.
+            self._project()
+            return self.state.done.exit_code
         try:
             self._open()
             while (code := self._advance()) is None:
@@ -246,14 +250,14 @@ class _Session:
     def _project(self) -> None:
         if self.state.session is None:
             return
+        report = render_report(build_view(self.journal.entries), self.workspace.root)
+        artifacts.write_text(self.workspace.report, report)
         known = facts(self.journal.entries)
         written = [fact for fact in known if isinstance(fact, ev.ManifestWritten)]
         artifacts.write_json(
             self.workspace.session_manifest(self.state.session.run_id),
             manifest.session_manifest(self.plan, self.state, written),
         )
-        report = render_report(build_view(self.journal.entries), self.workspace.root)
-        artifacts.write_text(self.workspace.report, report)
 
     def _consult(self, name: str) -> None:
         request = make_request(

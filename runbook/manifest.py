@@ -5,6 +5,7 @@ session's manifest is a projection of the journal. Nothing here imports a heavy 
 are read from the installed packages' metadata.
 """
 
+import json
 import platform
 import shlex
 import shutil
@@ -166,6 +167,16 @@ def session_manifest(plan: Plan, state: State, written: list[ev.ManifestWritten]
         "done": encode(state.done) if state.done else None,
         "environment": environment(),
     }
+
+
+def is_projected(workspace: Workspace, state: State) -> bool:
+    """Whether the session manifest on disk already tells of the session's end."""
+    assert state.session is not None
+    try:
+        told = json.loads(workspace.session_manifest(state.session.run_id).read_bytes())
+    except (OSError, ValueError):
+        return False
+    return bool(told.get("done") == encode(state.done) and workspace.report.is_file())
 
 
 def check_same_plan(plan: Plan, started: ev.SessionStarted | None) -> None:

