@@ -4,6 +4,7 @@ Rule: a checkpoint counts once its COMPLETE.json is committed. A half-written on
 from, and is removed. Which loss is trained on is not this module's business.
 """
 
+import json
 import math
 import shutil
 from collections.abc import Mapping
@@ -120,11 +121,30 @@ def save_adapter(request: PhaseRequest, model: Any) -> tuple[Artifact, Artifact]
     folder = request.output / f"attempt_{request.attempt}"
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(str(folder), selected_adapters=[ADAPTER])
+    _settle(folder, request.model)
     complete_directory(folder)
     adapter = describe("adapter", folder, request.workspace)
     success = request.output / "TRAINING_SUCCESS"
     write_json(success, {"adapter": adapter.path, "sha256": adapter.sha256})
     return adapter, describe("TRAINING_SUCCESS", success, request.workspace)
+
+
+def _settle(folder: Path, model: Mapping[str, Json]) -> None:
+    """Take out what depends on the machine or the process: the same weights, the same hash.
+
+    PEFT writes the base's local path, sets in the order of the process's hashes, and an empty
+    model card with the path once more.
+    """
+    source = model.get("source", {})
+    path = folder / "adapter_config.json"
+    config = json.loads(path.read_text("utf-8"))
+    config["base_model_name_or_path"] = source.get("hub") or model.get("name")
+    config["revision"] = source.get("revision")
+    for name in ("target_modules", "modules_to_save"):
+        if isinstance(config.get(name), list):
+            config[name] = sorted(config[name])
+    write_json(path, config)
+    (folder / "README.md").unlink(missing_ok=True)
 
 
 def logged(trainer: Any, name: str) -> list[float]:

@@ -85,7 +85,7 @@ def _trainer(request: PhaseRequest, params: SftParams, base: Base, rows: list[Ro
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
-    return SFTTrainer(
+    trainer = SFTTrainer(
         model=base.model,
         args=SFTConfig(**trainer_settings(request, params)),
         train_dataset=Dataset.from_list(rows),
@@ -93,3 +93,9 @@ def _trainer(request: PhaseRequest, params: SftParams, base: Base, rows: list[Ro
         peft_config=lora,
         callbacks=[CommitCheckpoints(request)],
     )
+    # TRL rounds the adapter of a quantized model to bf16, and PEFT widens it again when it loads a
+    # checkpoint: a resumed training would go another way. So it is wide from the start.
+    for weight in trainer.model.parameters():
+        if weight.requires_grad:
+            weight.data = weight.data.float()
+    return trainer

@@ -1,0 +1,118 @@
+"""Supervised fine-tuning in miniature on the real model: what is trained on, and resumption."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from phases import prompts, sft
+from phases.base_model import BaseModel, load_base_model
+from runbook.artifacts import describe, sha256_file, write_jsonl
+from runbook.contract import Artifact, PhaseRequest
+from runbook.errors import ConfigError, PausedError
+from runbook.testing import LocalChannel
+
+pytestmark = [
+    pytest.mark.model,
+    # PEFT reads a name that transformers has renamed.
+    pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
+]
+MODEL = {
+    "name": "gemma-3-270m",
+    "family": "gemma3",
+    "prefix": "bos",
+    "dtype": "bfloat16",
+    "quantization": "none",
+}
+ANSWERS = (("Name a fruit.", "pear"), ("Is ice cold?", "Yes"), ("Name a bird.", "robin"))
+PARAMS = {
+    "quantization": "nf4",
+    "r": 4,
+    "alpha": 8,
+    "dropout": 0.1,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.01,
+    "warmup_steps": 1,
+    "epochs": 2.0,
+    "batch_size": 1,
+    "gradient_accumulation": 1,
+    "max_length": 64,
+    "gradient_checkpointing": False,
+    "save_steps": 2,
+}
+
+
+def make_request(folder: Path, gemma: Path, **fields: Any) -> PhaseRequest:
+    """A request to train on three rows for six steps, with a checkpoint at every second."""
+    rows = [
+        {
+            "instruction": asked,
+            "prompt": prompts.evaluation_prompt(asked),
+            "completion": prompts.completion(said),
+        }
+        for asked, said in ANSWERS
+    ]
+    # The loader follows the link; an artifact's hash would not be read here.
+    (folder / "base").symlink_to(gemma)
+    base = Artifact("base_model", "base", "", 0)
+    write_jsonl(folder / "dataset.jsonl", rows)
+    request = PhaseRequest(
+        step="sft",
+        attempt=1,
+        look=1,
+        seed=7,
+        params=PARAMS,
+        model=MODEL,
+        engine={"device": "cpu", "threads": 2},
+        workspace=folder,
+        work=folder / "work",
+        output=folder / "out",
+        inputs={
+            "prepare_model": {"base_model": base},
+            "scale": {"dataset": describe("dataset", folder / "dataset.jsonl", folder)},
+        },
+        provenance={},
+        channel=LocalChannel(),
+    )
+    return replace(request, **fields)
+
+
+def test_a_killed_training_ends_with_the_same_adapter(gemma: Path, tmp_path: Path) -> None:
+    """Stopped after its first checkpoint and run again, dropout and order go on as they were."""
+    calm, rough = tmp_path / "calm", tmp_path / "rough"
+    calm.mkdir()
+    rough.mkdir()
+    whole = sft.run(make_request(calm, gemma))
+    channel = LocalChannel(pause_after=1)
+    request = make_request(rough, gemma, channel=channel)
+    with pytest.raises(PausedError):
+        sft.run(request)
+    assert [batch.key for batch in channel.commits] == ["checkpoint-2"]
+    first = sha256_file(rough / channel.commits[0].path)
+
+    again = sft.run(replace(request, channel=LocalChannel(tuple(channel.commits))))
+
+    assert sha256_file(rough / channel.commits[0].path) == first
+    assert again.summary == whole.summary
+    assert [a.sha256 for a in again.artifacts] == [a.sha256 for a in whole.artifacts]
+    config = (calm / whole.artifacts[0].path / "adapter_config.json").read_text("utf-8")
+    assert str(tmp_path) not in config
+    assert json.loads(config)["base_model_name_or_path"] == "gemma-3-270m"
+
+
+def test_the_loss_counts_response_tokens_alone(gemma: Path) -> None:
+    """Prompt tokens carry the label that the loss leaves out; the last label ends the text."""
+    base: BaseModel = load_base_model(gemma, MODEL, {"threads": 2})
+    prompt = prompts.evaluation_prompt("Is ice cold?")
+    record = {"instruction": "Is ice cold?", "prompt": prompt, "completion": " Yes\n###END###"}
+    row = sft.encode_row(base, record, 64)
+    counted = [label for label in row["labels"] if label != -100]
+    asked = base.encode(prompt)
+    assert row["input_ids"] == [*asked, *counted]
+    assert row["labels"][: len(asked)] == [-100] * len(asked)
+    assert base.decode(counted) == " Yes\n###END###"
+    assert counted[-1] == base.eos_id
+    with pytest.raises(ConfigError, match="max_length is 8"):
+        sft.encode_row(base, record, 8)
