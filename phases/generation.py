@@ -298,10 +298,3 @@ def to_record(
             },
         },
     }
-
-
-def held_out_instructions(path: Path) -> list[str]:
-    """The instructions that no training row may come near."""
-    from phases.verifiers import load_items  # noqa: PLC0415 - keeps this module's imports flat
-
-    return [item.instruction for item in load_items(path)]

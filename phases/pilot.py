@@ -7,10 +7,10 @@ from phases.engines import Engine, open_engine
 from phases.generation import (
     GenerationParams,
     Generator,
-    held_out_instructions,
     make_screen,
     to_record,
 )
+from phases.held_out import load_instructions
 from phases.prompts import load_few_shot, seen_instructions
 from phases.records import Row, parse_params
 from runbook.artifacts import describe, write_jsonl
@@ -26,7 +26,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     screen = make_screen(
         params.near_duplicate,
         seen_instructions(shots),
-        held_out_instructions(Path(params.held_out)),
+        load_instructions(Path(params.held_out)),
     )
     rows = Generator(request, engine, params, shots, screen, prefix="").run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.target_kept]

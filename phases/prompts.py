@@ -11,6 +11,7 @@ from typing import Annotated, Final
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tokens import AliasToken
 
 from phases.clean import DELIMITER
 from runbook.errors import ConfigError
@@ -56,8 +57,9 @@ def load_few_shot(path: Path) -> FewShot:
         ConfigError: not YAML, a wrong type or an unknown key, with the place in the file.
     """
     try:
-        document = YAML(typ="safe", pure=True).load(path.read_text("utf-8"))
-        return FewShot.model_validate(document)
+        text = path.read_text("utf-8")
+        _refuse_aliases(text, path)
+        return FewShot.model_validate(YAML(typ="safe", pure=True).load(text))
     except (OSError, UnicodeDecodeError, YAMLError) as error:
         raise ConfigError(
             f"the few-shot file cannot be read: {error}",
@@ -73,6 +75,18 @@ def load_few_shot(path: Path) -> FewShot:
             fix="give it the four lists of specs/few_shot.yaml; quote words that YAML reads as "
             "something else, like Yes or 7",
         ) from error
+
+
+def _refuse_aliases(text: str, path: Path) -> None:
+    """A few lines of nested aliases unfold to billions of values."""
+    for token in YAML(typ="safe", pure=True).scan(text):
+        if isinstance(token, AliasToken):
+            mark = token.start_mark
+            raise ConfigError(
+                f"the alias *{token.value} is not allowed",
+                where=f"{path}:{mark.line + 1}:{mark.column + 1}",
+                fix="write the value out",
+            )
 
 
 def instruction_list_prompt(shots: FewShot, seed: int) -> str:

@@ -19,10 +19,10 @@ from phases.engines import Engine, open_engine
 from phases.generation import (
     GenerationParams,
     Generator,
-    held_out_instructions,
     make_screen,
     to_record,
 )
+from phases.held_out import load_instructions
 from phases.pilot import read_sentinels
 from phases.prompts import load_few_shot, seen_instructions
 from phases.records import Row, parse_params
@@ -80,7 +80,7 @@ def _shard(
         return folder
     shots = load_few_shot(Path(params.few_shot))
     seen = [*seen_instructions(shots), *(str(r["instruction"]) for r in pilot)]
-    screen = make_screen(params.near_duplicate, seen, held_out_instructions(Path(params.held_out)))
+    screen = make_screen(params.near_duplicate, seen, load_instructions(Path(params.held_out)))
     part = params.model_copy(update={"target_kept": params.kept_per_shard, "raw_rows": 1})
     rows = Generator(request, engine, part, shots, screen, prefix=f"shard-{number:04d}/").run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.kept_per_shard]
@@ -151,7 +151,7 @@ def _merge(
     sentinels: tuple[Metric, ...],
 ) -> PhaseResult:
     request.channel.progress(stage="merge", done=0, total=1)
-    screen = make_screen(params.near_duplicate, [], held_out_instructions(Path(params.held_out)))
+    screen = make_screen(params.near_duplicate, [], load_instructions(Path(params.held_out)))
     merged: list[Row] = []
     dropped: Counter[str] = Counter()
     made = [record for folder in shards for record in read_jsonl(folder / "dataset.jsonl")]
@@ -194,7 +194,7 @@ def _merge(
 
 def _merge_metrics(params: ScaleParams, merged: Sequence[Row]) -> tuple[Metric, ...]:
     """Censuses of the merged file's own rows."""
-    held_out = [normalise(text) for text in held_out_instructions(Path(params.held_out))]
+    held_out = [normalise(text) for text in load_instructions(Path(params.held_out))]
     overlapping = sum(quotes_held_out(row, held_out) for row in merged)
     incomplete = sum(not _has_provenance(r) for r in merged)
     return (

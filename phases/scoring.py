@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from phases import clean, prompts, verifiers
+from phases import clean, held_out, prompts, verifiers
 from phases.engines import Engine, Sampling
 from phases.records import Row, batch, chunks
 from runbook.contract import PhaseRequest
@@ -34,7 +34,7 @@ class Conditions(BaseModel):
 
 def items_of(conditions: Conditions) -> tuple[verifiers.HeldOutItem, ...]:
     """The fixed subset of the held-out set."""
-    return verifiers.subset(verifiers.load_items(Path(conditions.held_out)), conditions.per_kind)
+    return held_out.subset(held_out.load_items(Path(conditions.held_out)), conditions.per_kind)
 
 
 def score_items(

@@ -358,6 +358,24 @@ def test_a_skipped_input_stops_with_three(workspace: Workspace) -> None:
     assert "was not run" in last_stop(workspace).detail
 
 
+def test_a_dry_finding_stops_before_any_phase_code(workspace: Workspace) -> None:
+    """A finding of the DRY sentinel ends the session with 5; mended, the same command goes on."""
+    plan = make_plan(make_step("a"))
+    found = ["mine.py:3: calls from_pretrained"]
+
+    def go() -> int:
+        return run_session(
+            plan, workspace, gates=simple_gates, reviewer=lambda _: None, dry=lambda: found
+        )
+
+    assert go() == 5
+    known = facts(read_entries(workspace))
+    assert not [fact for fact in known if isinstance(fact, ev.StepStarted)]
+    assert "mine.py:3" in next(f.detail for f in known if isinstance(f, ev.SessionStopped))
+    found.clear()
+    assert go() == 0
+
+
 def test_a_changed_plan_is_refused_by_field(workspace: Workspace) -> None:
     """A journal goes on only with the plan it was started with."""
     plan = make_plan(make_step("a"))

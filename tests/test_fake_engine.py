@@ -16,7 +16,8 @@ import pytest
 from phases import clean, contamination, critic, prompts
 from phases.engines import Engine, Generation, Sampling, open_engine
 from phases.fake_engine import BAD, CALLS, FLAWS, KILL_AT, FakeEngine
-from phases.generation import held_out_instructions, make_screen, parse_instructions
+from phases.generation import make_screen, parse_instructions
+from phases.held_out import load_instructions
 from runbook.contract import Artifact, PhaseRequest
 from runbook.errors import ConfigError
 from runbook.testing import LocalChannel
@@ -121,7 +122,7 @@ def test_greedy_text_depends_on_the_prompt_and_the_adapter_alone() -> None:
 
 def test_hundreds_of_instructions_are_new() -> None:
     """Four in five of 500 are no duplicates, and nearly none comes near the held-out set."""
-    held_out = held_out_instructions(ROOT / "specs" / "held_out.jsonl")
+    held_out = load_instructions(ROOT / "specs" / "held_out.jsonl")
     screen = make_screen(0.8, prompts.seen_instructions(SHOTS), held_out)
     fates = [screen.fate(text) for text in make_instructions(100)]
     assert len(fates) == 500

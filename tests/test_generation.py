@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from phases.generation import held_out_instructions, make_screen, parse_instructions
+from phases.generation import make_screen, parse_instructions
+from phases.held_out import load_instructions
 from phases.prompts import load_few_shot, seen_instructions
 from phases.scale import quotes_held_out
 from runbook.text import NearDuplicates
@@ -25,7 +26,7 @@ def test_half_an_instruction_is_left_out() -> None:
 
 def test_no_few_shot_text_comes_near_the_held_out_set() -> None:
     """What the model is shown is not what it is examined on."""
-    held_out = NearDuplicates(0.8, held_out_instructions(SPECS / "held_out.jsonl"))
+    held_out = NearDuplicates(0.8, load_instructions(SPECS / "held_out.jsonl"))
     shown = seen_instructions(load_few_shot(SPECS / "few_shot.yaml"))
     assert [t for t in shown if held_out.find(t) is not None] == []
 

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phases import verifiers
-from phases.verifiers import HeldOutItem, load_items, score, subset
+from phases import answers, verifiers
+from phases.held_out import load_items, subset
+from phases.verifiers import HeldOutItem, score
+from runbook.errors import ConfigError
 
 HELD_OUT = Path(__file__).parents[1] / "specs" / "held_out.jsonl"
 ITEMS = load_items(HELD_OUT)
@@ -169,13 +171,13 @@ def test_an_article_is_not_part_of_an_answer_but_a_letter_is() -> None:
 )
 def test_the_number_of_an_answer(text: str, expected: float | None) -> None:
     """Digits and words are read, and of several numbers the one that is stated as the result."""
-    assert verifiers.find_number(text) == expected
+    assert answers.find_number(text) == expected
 
 
 @given(st.integers(0, 9999))
 def test_every_number_word_is_read(value: int) -> None:
     """A number written out in English reads as itself."""
-    ones, tens = verifiers._ONES, verifiers._TENS
+    ones, tens = answers._ONES, answers._TENS
 
     def below_100(n: int) -> str:
         return ones[n] if n < 20 else f"{tens[n // 10 - 2]}-{ones[n % 10]}".removesuffix("-zero")
@@ -184,7 +186,7 @@ def test_every_number_word_is_read(value: int) -> None:
     words = f"{ones[thousands]} thousand " if thousands else ""
     words += f"{ones[hundreds]} hundred " if hundreds else ""
     words += below_100(rest) if rest or not words else ""
-    assert verifiers.find_number(words) == value
+    assert answers.find_number(words) == value
 
 
 def test_a_number_has_its_tolerance() -> None:
@@ -329,18 +331,20 @@ def test_a_bad_row_is_refused_by_line(
 ) -> None:
     """A row that does not hold is refused with file, line, reason and remedy."""
     path = write(tmp_path / "items.jsonl", ROW, "", second)
-    with pytest.raises(ValueError, match=rf"items\.jsonl:3: .*{message}.*\. (Correct|Remove)"):
+    with pytest.raises(
+        ConfigError, match=rf"items\.jsonl:3: .*{message}.*\n.*fix: (correct|remove)"
+    ):
         load_items(path)
 
 
 def test_a_file_without_items_is_refused(tmp_path: Path) -> None:
     """An empty, missing or binary file is refused by its name."""
-    with pytest.raises(ValueError, match=r"empty\.jsonl: no items"):
+    with pytest.raises(ConfigError, match=r"empty\.jsonl: no items"):
         load_items(write(tmp_path / "empty.jsonl", "", " "))
-    with pytest.raises(ValueError, match=r"missing\.jsonl: not readable"):
+    with pytest.raises(ConfigError, match=r"missing\.jsonl: not readable"):
         load_items(tmp_path / "missing.jsonl")
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"binary\.jsonl: not readable"):
+    with pytest.raises(ConfigError, match=r"binary\.jsonl: not readable"):
         load_items(tmp_path / "binary.jsonl")
 
 
@@ -358,9 +362,9 @@ def test_a_subset_takes_the_first_of_each_kind() -> None:
 @pytest.mark.parametrize(("per_kind", "message"), [(0, "at least one"), (66, "65")])
 def test_a_subset_that_cannot_be_is_refused(per_kind: int, message: str) -> None:
     """More items than a kind has, or none, is refused."""
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ConfigError, match=message):
         subset(ITEMS, per_kind)
-    with pytest.raises(ValueError, match="no items"):
+    with pytest.raises(ConfigError, match="has none"):
         subset([], 1)
 
 
@@ -375,7 +379,7 @@ def test_the_held_out_set_is_large_and_even() -> None:
 
 def test_no_two_held_out_instructions_are_near_identical() -> None:
     """No two instructions share three quarters of their words."""
-    words = [frozenset(verifiers.normalise(row.instruction).split()) for row in ITEMS]
+    words = [frozenset(answers.normalise(row.instruction).split()) for row in ITEMS]
     near = [(a, b) for a, b in combinations(words, 2) if len(a & b) >= 0.75 * len(a | b)]
     assert near == []
 

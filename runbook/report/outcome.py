@@ -27,13 +27,14 @@ _CAUSES = {
     "paused": "paused, nothing is wrong",
     "no progress": "a step was interrupted again and again",
     "missing manifest": "an input is missing or was changed",
+    "dry": "phase code does a second time what has one canonical place",
 }
 """Reason of a ``SessionStopped`` -> what it means."""
 HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
 _FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
 """Stops after which the same command only stops again."""
-_CURABLE = frozenset({"error", "budget", "paused", "no progress", "missing manifest"})
+_CURABLE = frozenset({"error", "budget", "paused", "no progress", "missing manifest", "dry"})
 """Stops after which the same command goes on where it was."""
 
 
