@@ -37,11 +37,18 @@ class SftParams(TrainingParams):
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifact ``adapter``, a folder, and write TRAINING_SUCCESS beside it."""
     params = parse_params(SftParams, request)
+    dataset = request.inputs["scale"]["dataset"].path
+    records = read_jsonl(request.workspace / dataset)
+    if not records:
+        raise ConfigError(
+            "there is no row to train on",
+            where=dataset,
+            fix="let the gate of the step that made it ask for kept rows",
+        )
     folder = request.workspace / request.inputs["prepare_model"]["base_model"].path
     base = load_base_model(
         folder, request.model, request.engine, quantization=params.quantization, trainable=True
     )
-    records = read_jsonl(request.workspace / request.inputs["scale"]["dataset"].path)
     rows = [encode_row(base, record, params.max_length) for record in records]
     trainer = _trainer(request, params, base, rows)
     train(request, trainer)

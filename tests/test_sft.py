@@ -11,7 +11,7 @@ from phases import prompts, sft
 from phases.base_model import BaseModel, load_base_model
 from runbook.artifacts import describe, sha256_file, write_jsonl
 from runbook.contract import Artifact, PhaseRequest
-from runbook.errors import ConfigError, PausedError
+from runbook.errors import ConfigError, CorruptError, PausedError
 from runbook.testing import LocalChannel
 
 pytestmark = [
@@ -116,3 +116,16 @@ def test_the_loss_counts_response_tokens_alone(gemma: Path) -> None:
     assert counted[-1] == base.eos_id
     with pytest.raises(ConfigError, match="max_length is 8"):
         sft.encode_row(base, record, 8)
+
+
+def test_an_empty_or_torn_dataset_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
+    """No row, or half a row, is refused by the file's name, without a model folder there."""
+    request = make_request(tmp_path, tmp_path / "no model")
+    dataset = tmp_path / "dataset.jsonl"
+    whole = dataset.read_text("utf-8")
+    dataset.write_text("")
+    with pytest.raises(ConfigError, match=r"dataset\.jsonl: there is no row"):
+        sft.run(request)
+    dataset.write_text(whole[:-20])
+    with pytest.raises(CorruptError, match=r"dataset\.jsonl"):
+        sft.run(request)
