@@ -208,7 +208,9 @@ class _Session:
 
     def _stop(self, reason: str, exit_code: int, detail: str) -> int:
         self.append(ev.SessionStopped(reason, exit_code, detail))
-        self._project()
+        with suppress(OSError, RunbookError):
+            # A disk too full for the report must not hide the cause; the next run writes it.
+            self._project()
         return exit_code
 
     def _settle(self) -> None:

@@ -16,6 +16,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -151,11 +152,15 @@ def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
     except PausedError:
         return {"paused": True}
     except BaseException as error:  # noqa: BLE001 - the parent must hear of every way to end
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exc()
         return {"error": describe_error(error, job)}
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        # A disk too full for the log must not keep the answer from the parent.
+        with suppress(OSError):
+            sys.stdout.flush()
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 def checked(result: object, job: Job) -> PhaseResult:
