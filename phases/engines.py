@@ -6,9 +6,11 @@ imported here: an engine's own module is, once it is opened.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from runbook.contract import Json, PhaseRequest
 from runbook.errors import ConfigError
@@ -24,6 +26,22 @@ class Sampling:
     top_k: int = 64
     """Applied before top_p; it bounds the work over a large vocabulary."""
     repetition_penalty: float = 1.0
+
+
+class SamplingParams(BaseModel):
+    """How a spec says that tokens are drawn; every number is declared."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    max_new_tokens: int = Field(ge=1)
+    temperature: float = Field(ge=0)
+    top_p: float = Field(gt=0, le=1)
+    top_k: int = Field(ge=1)
+    repetition_penalty: float = Field(ge=1)
+
+    def sampling(self) -> Sampling:
+        """The engine's own form, without what a spec adds."""
+        return Sampling(**{f.name: getattr(self, f.name) for f in fields(Sampling)})
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ be recomputed from the rows.
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from phases import clean, critic, prompts
-from phases.engines import Engine, Sampling
+from phases.engines import Engine, SamplingParams
 from phases.records import Row, batch, chunks
 from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
@@ -25,23 +25,14 @@ _NUMBERED: Final = re.compile(r"^\s*\d{1,3}\s*[.)]\s*(?P<text>\S.*)$")
 _ODD: Final = re.compile(r"[<>{}|\\]|_{2,}|https?:|###")
 
 
-class ListSampling(BaseModel):
+class ListSampling(SamplingParams):
     """How lists of instructions are drawn."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
     lists_per_round: int = Field(ge=1)
-    max_new_tokens: int = Field(ge=4)
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    top_k: int = Field(ge=1)
-    repetition_penalty: float = Field(ge=1)
 
 
-class GenerationParams(BaseModel):
+class GenerationParams(SamplingParams):
     """Parameters of data generation, of the pilot and of each shard."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
 
     few_shot: str
     held_out: str
@@ -50,11 +41,6 @@ class GenerationParams(BaseModel):
     """Raw generations that must stand behind the rates, at the least."""
     max_rounds: int = Field(ge=1)
     instructions: ListSampling
-    max_new_tokens: int = Field(ge=1)
-    temperature: float = Field(ge=0)
-    top_p: float = Field(gt=0, le=1)
-    top_k: int = Field(ge=1)
-    repetition_penalty: float = Field(ge=1)
     margin: float = Field(ge=0)
     """Smallest log-odds, in nats, that the instruction critic's 'good' needs to be confident."""
     pair_margin: float = Field(ge=0)
@@ -146,13 +132,6 @@ class Generator:
 
     def _candidates(self, key: str, kept: int) -> list[Row]:
         drawn = self.params.instructions
-        sampling = Sampling(
-            drawn.max_new_tokens,
-            drawn.temperature,
-            drawn.top_p,
-            drawn.top_k,
-            drawn.repetition_penalty,
-        )
         size = self._batch_size
         starts = range(0, drawn.lists_per_round, size)
         found: list[Row] = []
@@ -163,7 +142,7 @@ class Generator:
                 asked = [
                     prompts.instruction_list_prompt(self.shots, seed + i) for i in range(count)
                 ]
-                made = self.engine.generate(asked, sampling, ("\n\n",), seed)
+                made = self.engine.generate(asked, drawn.sampling(), ("\n\n",), seed)
                 return [{"text": g.text, "tokens": g.tokens, "cut_off": g.hit_limit} for g in made]
 
             rows = batch(self.request, f"{key}/lists/{number:04d}", make)
@@ -186,8 +165,7 @@ class Generator:
                 row["fate"] = "rejected_instruction"
 
     def _respond(self, key: str, rows: list[Row], kept: int) -> None:
-        p = self.params
-        sampling = Sampling(p.max_new_tokens, p.temperature, p.top_p, p.top_k, p.repetition_penalty)
+        sampling = self.params.sampling()
 
         def make(part: list[Row], seed: int) -> list[Row]:
             asked = [prompts.response_prompt(self.shots, row["instruction"]) for row in part]
@@ -289,11 +267,7 @@ def to_record(
             "attempt": request.attempt,
             "sentinel": sentinel,
             "generation": {
-                "max_new_tokens": params.max_new_tokens,
-                "temperature": params.temperature,
-                "top_p": params.top_p,
-                "top_k": params.top_k,
-                "repetition_penalty": params.repetition_penalty,
+                **asdict(params.sampling()),
                 "few_shot_sha256": sha256_file(Path(params.few_shot)),
             },
         },

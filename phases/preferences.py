@@ -10,15 +10,15 @@ made before the first is judged, since one engine is loaded at a time.
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from phases import clean, critic, prompts
-from phases.engines import Engine, Generation, Sampling, open_engine
+from phases.engines import Engine, Generation, SamplingParams, open_engine
 from phases.pilot import read_sentinels
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
@@ -29,23 +29,18 @@ PAIRED: Final = "paired"
 _SHOWN: Final = 10
 
 
-class PreferenceParams(BaseModel):
+class PreferenceParams(SamplingParams):
     """How answers are drawn, and how far apart the two of a pair must be."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
     few_shot: str
     instructions: int = Field(ge=1)
     """The first so many records of the training set are asked again."""
     responses: int = Field(ge=2)
     """Answers drawn an instruction."""
+    temperature: float = Field(gt=0)
+    """Greedy answers would all be one."""
     quantization: str = Field(pattern="^(none|nf4)$")
     """Of the tuned model while it answers; the critic reads the base as the runbook declares it."""
-    max_new_tokens: int = Field(ge=1)
-    temperature: float = Field(gt=0)
-    top_p: float = Field(gt=0, le=1)
-    top_k: int = Field(ge=1)
-    repetition_penalty: float = Field(ge=1)
     pair_margin: float = Field(ge=0)
     """Smallest log-odds, in nats, that the critic's 'good' needs to be confident."""
     min_gap: float = Field(gt=0)
@@ -109,15 +104,11 @@ def _draw(
     engine = open_engine(request, quantization=params.quantization, adapter=adapter)
     asked = [(text, number) for text in instructions for number in range(params.responses)]
     texts = [prompts.evaluation_prompt(text) for text, _ in asked]
-    made = engine.generate(texts, _sampling(params), clean.STOP_STRINGS, seed)
+    made = engine.generate(texts, params.sampling(), clean.STOP_STRINGS, seed)
     return [
         {"instruction": text, "number": number, "seed": seed, **_cleaned(engine, out)}
         for (text, number), out in zip(asked, made, strict=True)
     ]
-
-
-def _sampling(params: PreferenceParams) -> Sampling:
-    return Sampling(**params.model_dump(include={field.name for field in fields(Sampling)}))
 
 
 def _cleaned(engine: Engine, out: Generation) -> Row:
@@ -247,7 +238,7 @@ def _metadata(
             "min_gap": params.min_gap,
         },
         "generation": {
-            **asdict(_sampling(params)),
+            **asdict(params.sampling()),
             "responses": params.responses,
             "few_shot_sha256": sha256_file(Path(params.few_shot)),
         },
