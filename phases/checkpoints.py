@@ -15,6 +15,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
+from phases.records import batch_seed
 from runbook.artifacts import complete_directory, describe, is_complete, sha256_file, write_json
 from runbook.contract import Artifact, Committed, Json, PhaseRequest
 
@@ -44,7 +45,8 @@ class TrainingParams(BaseModel):
 
 def trainer_settings(request: PhaseRequest, params: TrainingParams) -> dict[str, Any]:
     """Keyword arguments that SFTConfig and DPOConfig both take."""
-    seed = request.seed % 2**31
+    # A retry draws otherwise than the attempt that failed.
+    seed = batch_seed(request, "training") % 2**31
     return {
         "output_dir": str(request.work),
         "num_train_epochs": params.epochs,

@@ -22,7 +22,7 @@ _NEW_QUESTION: Final = re.compile(
     re.IGNORECASE,
 )
 _RESIDUE: Final = re.compile(
-    r"#{2,}|\bEND#|###?\s*END|</?s>|<eos>|<\|[^|>]{1,30}\|>", re.IGNORECASE
+    r"#{2,}|\bEND#|###?\s*END|</?s>|<eos>|<\|[^|>]{1,30}\|>|<(?:start|end)_of_turn>", re.IGNORECASE
 )
 _MARKERS: Final = re.compile(r"(?:^|\n)\s*(?:Label|Verdict|Rating|Score)\s*:", re.IGNORECASE)
 
@@ -33,6 +33,11 @@ class Cleaned:
     """The response: stripped, cut at the first stop."""
     cut_by: str
     """'delimiter', 'blank line or new turn', 'new question' or '' where nothing was cut."""
+
+    @property
+    def opens_a_turn(self) -> bool:
+        """Whether nothing is left because the text began with a new prompt or turn."""
+        return not self.text and self.cut_by == _TURN
 
 
 def cut(raw: str) -> Cleaned:
@@ -52,7 +57,8 @@ def cut(raw: str) -> Cleaned:
     return Cleaned(text.strip(), "delimiter" if delimiter >= 0 else "")
 
 
-_CUTS: Final = ((_NEW_TURN, "blank line or new turn"), (_NEW_QUESTION, "new question"))
+_TURN: Final = "blank line or new turn"
+_CUTS: Final = ((_NEW_TURN, _TURN), (_NEW_QUESTION, "new question"))
 
 
 def has_residue(text: str) -> bool:
@@ -65,12 +71,13 @@ def has_marker(text: str) -> bool:
     return _MARKERS.search(text) is not None
 
 
-def is_runaway(text: str) -> bool:
-    """Whether a cleaned response starts a new prompt or turn, or repeats itself.
+def is_runaway(cleaned: Cleaned) -> bool:
+    """Whether a response starts a new prompt or turn in place of an answer, or repeats itself.
 
-    Length plays no part: a long answer that says new things is none.
+    Length plays no part: a long answer that says new things is none. A turn that comes after the
+    answer was cut off by then.
     """
-    return _NEW_TURN.search(text) is not None or repeats_itself(text)
+    return cleaned.opens_a_turn or repeats_itself(cleaned.text)
 
 
 def repeats_itself(text: str) -> bool:
@@ -98,3 +105,12 @@ def _loops(words: list[str], size: int) -> bool:
         if run >= needed:
             return True
     return False
+
+
+def fault(cleaned: Cleaned) -> str:
+    """Why a response is dropped: 'runaway', 'residue' or 'empty_response'; '' where it is sound."""
+    if is_runaway(cleaned):
+        return "runaway"
+    if not cleaned.text:
+        return "empty_response"
+    return "residue" if has_residue(cleaned.text) or has_marker(cleaned.text) else ""

@@ -183,17 +183,12 @@ class Generator:
         facts: Row = {
             "response": done.text,
             "cut_by": done.cut_by,
-            "runaway": clean.is_runaway(done.text),
+            "runaway": clean.is_runaway(done),
             "residue": clean.has_residue(done.text),
-            "response_tokens": self.engine.count_tokens(done.text) if done.text else 0,
-            "fate": "",
+            "fate": clean.fault(done),
         }
-        if not done.text:
-            facts["fate"] = "empty_response"
-        elif facts["residue"] or clean.has_marker(done.text):
-            facts["fate"] = "residue"
-        elif facts["runaway"]:
-            facts["fate"] = "runaway"
+        if not facts["fate"]:
+            facts["response_tokens"] = self.engine.count_tokens(done.text)
         return facts
 
     def _judge_pairs(self, key: str, rows: list[Row], kept: int) -> None:

@@ -119,7 +119,7 @@ def _cleaned(engine: Engine, out: Generation) -> Row:
         "hit_limit": out.hit_limit,
         "response": done.text,
         "cut_by": done.cut_by,
-        "response_tokens": engine.count_tokens(done.text) if done.text else 0,
+        "response_tokens": 0 if clean.fault(done) else engine.count_tokens(done.text),
     }
 
 
@@ -134,14 +134,8 @@ def screen(rows: Sequence[Row]) -> None:
 
 
 def _fault(row: Row) -> str:
-    text = str(row["response"])
-    if not text:
-        return "empty_response"
-    if clean.has_residue(text) or clean.has_marker(text):
-        return "residue"
-    if clean.is_runaway(text):
-        return "runaway"
-    return "token_limit" if row["hit_limit"] and not row["cut_by"] else ""
+    fault = clean.fault(clean.Cleaned(str(row["response"]), str(row["cut_by"])))
+    return fault or ("token_limit" if row["hit_limit"] and not row["cut_by"] else "")
 
 
 def _judge(

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
-from phases.clean import has_residue
+from phases.clean import DELIMITER
 from phases.records import Row
 from runbook.contract import Json, Metric
 
@@ -26,7 +26,7 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
     """
     judged = [r for r in rows if "instruction_critic" in r]
     raw = [r for r in rows if "raw" in r]
-    cleaned = [r for r in raw if r["response"]]
+    cleaned = [r for r in raw if r["response"] or r["runaway"]]
     paired = [r for r in rows if "pair_critic" in r]
     tokens = sorted(r["response_tokens"] for r in kept)
     return (
@@ -60,7 +60,7 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
         ),
         Metric(
             "delimiter_left",
-            float(sum(has_residue(r["response"]) for r in kept)) if kept else None,
+            float(sum(holds_piece(r["response"]) for r in kept)) if kept else None,
             n=len(kept),
         ),
         Metric(
@@ -77,6 +77,17 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
             n=len(kept),
         ),
     )
+
+
+def holds_piece(text: str) -> bool:
+    """Whether any three or more characters of the delimiter in a row stand in a text.
+
+    A reading of its own: cleaning drops what its patterns know, and this one does not use them.
+    The bare word END is no piece.
+    """
+    size = 3
+    pieces = {DELIMITER[i : i + size] for i in range(len(DELIMITER) - size + 1)}
+    return any(piece in text for piece in pieces if "#" in piece)
 
 
 def _accepted(row: Row) -> bool:

@@ -5,13 +5,12 @@ declared files are. What is hashed can be read (``plan_document``) and compared
 (``changed_fields``), so that a refused resume can say which field changed.
 """
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import cast
 
+from runbook.artifacts import canonical_json, sha256_bytes
 from runbook.contract import Json
 from runbook.plan import Plan, PlannedStep
 from runbook.problems import printable
@@ -21,24 +20,9 @@ _ENGINE = ("name", "device", "batch_size")
 _ABSENT = "(absent)"
 
 
-def canonical_json(value: Json) -> str:
-    """The one text of a JSON value: sorted keys, no spaces.
-
-    Raises:
-        ValueError: a number is not finite.
-    """
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
 def fingerprint(value: Json) -> str:
-    """sha256, in hex, of the canonical JSON."""
-    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
-
-
-def file_sha256(path: Path) -> str:
-    """sha256, in hex, of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """sha256, in hex, of the canonical JSON. Raises ValueError: a number is not finite."""
+    return sha256_bytes(canonical_json(value).encode("utf-8", "surrogatepass"))
 
 
 def step_fingerprint(

@@ -249,8 +249,16 @@ class Journal:
         entry = Entry(len(self.entries), wall, dict(body), artifacts.sha256_bytes(line))
         self.entries.append(entry)
         if pin:
-            artifacts.write_json(self._workspace.head, {"seq": entry.seq, "sha256": entry.sha256})
+            self._pin(entry)
         return entry
+
+    def _pin(self, entry: Entry) -> None:
+        try:
+            artifacts.write_json(self._workspace.head, {"seq": entry.seq, "sha256": entry.sha256})
+        except BaseException:
+            # The line stands, and what it says must be the last word until it is read again.
+            self._poisoned = True
+            raise
 
     def _line(self, body: Mapping[str, Json]) -> tuple[bytes, str]:
         wall = datetime.fromtimestamp(self._clock(), UTC).isoformat()

@@ -220,12 +220,27 @@ def verified_inputs(
     return found
 
 
+def missing_outputs(workspace: Workspace, finished: ev.StepFinished) -> str:
+    """What a step declared or pointed at that is missing or changed; empty if all is there."""
+    for artifact in finished.artifacts:
+        if not _is_sound(workspace.inside(artifact.path), artifact):
+            return f"{artifact.path} is missing or changed"
+    for metric in finished.metrics:
+        if metric.evidence and not workspace.inside(metric.evidence).exists():
+            return f"{metric.evidence}, the evidence of {metric.name}, is missing"
+    return ""
+
+
 def _is_sound(path: Path, artifact: Artifact) -> bool:
-    if not path.is_dir():
-        return path.is_file() and artifacts.sha256_file(path) == artifact.sha256
-    if (path / artifacts.COMPLETE).exists():
-        return artifacts.is_complete(path)
-    return artifacts.sha256_tree(path) == artifact.sha256
+    if path.is_dir():
+        return _same_folder(path, artifact.sha256)
+    return path.is_file() and artifacts.sha256_file(path) == artifact.sha256
+
+
+@cache
+def _same_folder(path: Path, sha256: str) -> bool:
+    """Whether every byte is the journal's; once a process, since weights are large."""
+    return artifacts.sha256_tree(path) == sha256
 
 
 def _missing(step: PlannedStep, source: str, what: str, fix: str) -> NeedsPersonError:

@@ -100,10 +100,8 @@ def adjusted(current: Json, operation: Mapping[str, Json], bounds: Range | None)
         return value
     if bounds:
         value = min(max(value, bounds.min), bounds.max)
-    # Twelve digits: 0.7 + 0.1 is meant to be 0.8.
-    value = round(value, 12)
-    whole = isinstance(current, int) and float(value).is_integer()
-    return int(value) if whole else value
+    # Twelve digits: 0.7 + 0.1 is meant to be 0.8. A whole number stays one.
+    return round(value) if isinstance(current, int) else round(value, 12)
 
 
 def refuse_changes(

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from runbook.artifacts import sha256_file
 from runbook.contract import Criterion, Gate, Json, Range
-from runbook.fingerprint import file_sha256, fingerprint, plan_document, step_fingerprint
+from runbook.fingerprint import fingerprint, plan_document, step_fingerprint
 from runbook.overrides import Override, set_in_params
 from runbook.params import expand
 from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
@@ -97,7 +98,7 @@ def _hashes(spec: SpecFile, files: Mapping[str, Path]) -> dict[str, str]:
     hashes = {}
     for name, path in files.items():
         try:
-            hashes[name] = file_sha256(path)
+            hashes[name] = sha256_file(path)
         except OSError as error:
             what = f"{printable(str(path), longest=1000)} cannot be read: {error.strerror}"
             fix = "check the file and the disk it is on"

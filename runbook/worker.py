@@ -130,8 +130,8 @@ def load_function(name: str, search: str) -> Callable[[PhaseRequest], PhaseResul
 
 def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
     """Run one job and return the last message of its answer."""
-    redirect_output(job.log)
     try:
+        redirect_output(job.log)
         request = PhaseRequest(
             step=job.step,
             attempt=job.attempt,

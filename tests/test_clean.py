@@ -2,7 +2,7 @@
 
 import pytest
 
-from phases.clean import cut, has_residue, is_runaway
+from phases.clean import cut, fault, has_residue, is_runaway
 
 
 @pytest.mark.parametrize(
@@ -42,13 +42,14 @@ def test_plain_text_is_no_residue(text: str) -> None:
         "dog dog dog dog",
         "the cat sat. the cat sat. the cat sat.",
         "1. a red car\n2. a red car\n3. a red car",
-        "Yes\nInstruction: again",
-        "one\n\ntwo",
+        "Instruction: again and again",
+        " Response: 42",
+        "\nQ: What is it?",
     ],
 )
 def test_repetition_and_new_turns_are_runaway(text: str) -> None:
     """A response that starts a new prompt or says one thing again and again."""
-    assert is_runaway(text)
+    assert is_runaway(cut(text))
 
 
 @pytest.mark.parametrize(
@@ -59,8 +60,31 @@ def test_repetition_and_new_turns_are_runaway(text: str) -> None:
         " ".join(f"word{i}" for i in range(400)),
         "Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday",
         "A rose is a flower and a rose is a name.",
+        "Yes\nInstruction: what came after the answer is cut off",
+        "\n\n  Yes",
+        "###END###",
     ],
 )
 def test_a_long_or_lively_answer_is_not_runaway(text: str) -> None:
     """Length plays no part."""
-    assert not is_runaway(text)
+    assert not is_runaway(cut(text))
+
+
+@pytest.mark.parametrize(
+    ("raw", "expected"),
+    [
+        (" Paris.\n###END###", ""),
+        ("###END###", "empty_response"),
+        (" Response: 42", "runaway"),
+        ("no no no no", "runaway"),
+        ("Paris END##", "residue"),
+        ("Paris <end_of_turn> yes", "residue"),
+        ("<start_of_turn>", "residue"),
+        ("<|im_end|>", "residue"),
+        ("Fine.\nLabel: A", ""),
+        ("Verdict: good", "residue"),
+    ],
+)
+def test_each_fault_has_its_name(raw: str, expected: str) -> None:
+    """One rule names why a response is dropped, and a sound one has no fault."""
+    assert fault(cut(raw)) == expected

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from runbook.artifacts import canonical_json
 from runbook.contract import Range
 from runbook.errors import ConfigError
-from runbook.fingerprint import canonical_json, changed_fields, fingerprint, plan_document
+from runbook.fingerprint import changed_fields, fingerprint, plan_document
 from runbook.plan import Plan
 from runbook.schema import load_plan, runbook_json_schema, spec_json_schema
 from runbook.schema_models import STOP_CONDITIONS
@@ -702,7 +703,7 @@ class TestFingerprints:
         def fail(_path: Path) -> str:
             raise failing
 
-        monkeypatch.setattr("runbook.schema_resolve.file_sha256", fail)
+        monkeypatch.setattr("runbook.schema_resolve.sha256_file", fail)
 
         error = refused(folder)
 
