@@ -2,7 +2,7 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
-# The CPU build of torch keeps the download small; on a GPU machine choose another index or version.
+# Exactly this version; where the index serves CUDA builds, add --index-url with a CPU index.
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 

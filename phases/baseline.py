@@ -4,12 +4,16 @@ With no gap left to close, training cannot show a gain. The rows made here are t
 the paired evaluation; they are not made a second time.
 """
 
+from typing import Final
+
 from phases import verifiers
 from phases.engines import open_engine
 from phases.records import Row, parse_params
 from phases.scoring import Conditions, items_of, score_items
 from runbook.artifacts import describe, sha256_file, write_json, write_jsonl
 from runbook.contract import Metric, PhaseRequest, PhaseResult
+
+PARAMS: Final = "phases.scoring:Conditions"
 
 
 def run(request: PhaseRequest) -> PhaseResult:

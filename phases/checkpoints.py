@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
 from transformers import TrainerCallback
 
 from phases.records import batch_seed
+from phases.training_params import TrainingParams
 from runbook.artifacts import complete_directory, describe, is_complete, sha256_file, write_json
 from runbook.contract import Artifact, Committed, Json, PhaseRequest
 
@@ -24,23 +24,6 @@ ADAPTER: Final = "default"
 """What PEFT calls the one adapter that is trained."""
 REFERENCE: Final = "ref"
 """What TRL calls its frozen copy of the adapter that DPO starts from."""
-
-
-class TrainingParams(BaseModel):
-    """Optimiser settings, in the field's usual names."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    quantization: str = Field(pattern="^(none|nf4)$")
-    learning_rate: float = Field(gt=0)
-    weight_decay: float = Field(ge=0)
-    warmup_steps: int = Field(ge=0)
-    epochs: float = Field(gt=0)
-    batch_size: int = Field(ge=1)
-    gradient_accumulation: int = Field(ge=1)
-    max_length: int = Field(ge=8)
-    gradient_checkpointing: bool
-    save_steps: int = Field(ge=1)
 
 
 def trainer_settings(request: PhaseRequest, params: TrainingParams) -> dict[str, Any]:

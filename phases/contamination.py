@@ -8,11 +8,14 @@ gate invalid. What this cannot see: a tuned model that never learnt an end-of-tu
 from typing import Final
 
 from phases.engines import Engine, Sampling, open_engine
+from phases.records import NoParams, parse_params
 from runbook.artifacts import describe, write_json
 from runbook.contract import Instrument, Json, Metric, PhaseRequest, PhaseResult
 
+PARAMS: Final = "phases.records:NoParams"
 MEASURED_FAMILIES: Final = ("gemma3",)
-"""Families whose base reading was taken, beside an instruct model as positive control."""
+"""Families whose base reading was taken. The positive control was SmolLM2-135M-Instruct, which is
+of another family: how an instruct model of the same family reads was not measured."""
 
 _COMPLETIONS: Final = (
     ("The capital of France is", ("paris",)),
@@ -50,6 +53,7 @@ _GREEDY: Final = Sampling(max_new_tokens=40)
 
 def run(request: PhaseRequest) -> PhaseResult:
     """Measure every sentinel on the prepared base, adapters off, and keep the raw texts."""
+    parse_params(NoParams, request)
     engine = open_engine(request)
     request.channel.progress(stage="sentinels", done=0, total=1)
     metrics, rows = measure(engine, str(request.model.get("family", "")))

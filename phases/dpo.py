@@ -4,10 +4,9 @@ Each pair is encoded by the loader as ``phases.sft`` encodes its rows: prompt, t
 delimiter, then the end of the text. Evaluation of what comes out is ``phases.evaluate``'s.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from datasets import Dataset
-from pydantic import Field
 from trl import DPOConfig, DPOTrainer
 
 from phases.base_model import BaseModel as Base
@@ -16,7 +15,6 @@ from phases.checkpoints import (
     ADAPTER,
     REFERENCE,
     CommitCheckpoints,
-    TrainingParams,
     check_weights,
     logged,
     save_adapter,
@@ -25,16 +23,12 @@ from phases.checkpoints import (
 )
 from phases.records import Row, parse_params
 from phases.sft import encode_row
+from phases.training_params import DpoParams
 from runbook.artifacts import read_jsonl
 from runbook.contract import Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
-
-class DpoParams(TrainingParams):
-    """Optimiser settings; rank, alpha and target modules are the sft adapter's own."""
-
-    beta: float = Field(gt=0)
-    """How strongly the policy is held to the sft adapter; TRL's and the paper's beta."""
+PARAMS: Final = "phases.training_params:DpoParams"
 
 
 def run(request: PhaseRequest) -> PhaseResult:

@@ -5,19 +5,32 @@ Significance is the gate's business: this step lays down the pairs.
 """
 
 import json
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
 
 from phases.baseline import by_kind
 from phases.engines import open_engine
-from phases.records import Row
+from phases.records import Row, parse_params
 from phases.scoring import Conditions, items_of, score_items
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Artifact, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, CorruptError
 
+PARAMS: Final = "phases.evaluate:EvaluateParams"
+
+
+class EvaluateParams(BaseModel):
+    """All else is the baseline's."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    held_out: str
+
 
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``outcomes`` (tuned rows) and ``pairs`` (one row an item)."""
-    conditions = _conditions(request)
+    conditions = _conditions(request, parse_params(EvaluateParams, request))
     base = read_jsonl(request.workspace / request.inputs["baseline"]["outcomes"].path)
     adapter = request.workspace / tuned_adapter(request).path
     engine = open_engine(request, quantization=conditions.quantization, adapter=adapter)
@@ -65,7 +78,7 @@ def tuned_adapter(request: PhaseRequest) -> Artifact:
     return next(iter(trained.values()))
 
 
-def _conditions(request: PhaseRequest) -> Conditions:
+def _conditions(request: PhaseRequest, params: EvaluateParams) -> Conditions:
     """The baseline's conditions, with the held-out file it scored.
 
     Raises:
@@ -74,7 +87,7 @@ def _conditions(request: PhaseRequest) -> Conditions:
     stated = request.inputs["baseline"]["conditions"]
     found = json.loads((request.workspace / stated.path).read_text("utf-8"))
     fields = {k: v for k, v in found.items() if k in Conditions.model_fields}
-    conditions = Conditions(held_out=str(request.params["held_out"]), **fields)
+    conditions = Conditions(held_out=params.held_out, **fields)
     if sha256_file(request.workspace / conditions.held_out) != found["held_out_sha256"]:
         raise ConfigError(
             "the held-out set is not the one the baseline was scored on",

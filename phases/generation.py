@@ -37,8 +37,6 @@ class GenerationParams(SamplingParams):
     few_shot: str
     held_out: str
     target_kept: int = Field(ge=1)
-    raw_rows: int = Field(ge=1)
-    """Raw generations that must stand behind the rates, at the least."""
     max_rounds: int = Field(ge=1)
     instructions: ListSampling
     margin: float = Field(ge=0)
@@ -46,6 +44,13 @@ class GenerationParams(SamplingParams):
     pair_margin: float = Field(ge=0)
     near_duplicate: float = Field(gt=0, le=1)
     """Jaccard index of word sets from which two instructions are near-duplicates."""
+
+
+class PilotParams(GenerationParams):
+    """Parameters of the pilot, whose rates stand on a sample of a declared size."""
+
+    raw_rows: int = Field(ge=1)
+    """Raw generations that must stand behind the rates, at the least."""
 
 
 @dataclass
@@ -107,6 +112,8 @@ class Generator:
     screen: Screen
     prefix: str
     """Front of this stream's batch keys, e.g. ``shard-1/``."""
+    raw_rows: int = 1
+    """Raw generations that must stand behind the rates, at the least."""
 
     def run(self) -> list[Row]:
         """Every candidate of every round, each with its fate."""
@@ -115,7 +122,7 @@ class Generator:
             rows += self._round(f"{self.prefix}round-{number:03d}", rows)
             kept = sum(row["fate"] == "kept" for row in rows)
             raw = sum("raw" in row for row in rows)
-            if kept >= self.params.target_kept and raw >= self.params.raw_rows:
+            if kept >= self.params.target_kept and raw >= self.raw_rows:
                 break
         return rows
 

@@ -1,12 +1,13 @@
 """Step, phase A: 100 to 200 kept examples, with everything QC needs to judge them."""
 
 from pathlib import Path
+from typing import Final
 
 from phases import contamination, qc
 from phases.engines import Engine, open_engine
 from phases.generation import (
-    GenerationParams,
     Generator,
+    PilotParams,
     make_screen,
     to_record,
 )
@@ -16,10 +17,12 @@ from phases.records import Row, parse_params
 from runbook.artifacts import describe, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 
+PARAMS: Final = "phases.generation:PilotParams"
+
 
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``dataset`` (kept records) and ``candidates`` (every row's fate)."""
-    params = parse_params(GenerationParams, request)
+    params = parse_params(PilotParams, request)
     engine = open_engine(request)
     sentinels, sentinel = read_sentinels(request, engine)
     shots = load_few_shot(Path(params.few_shot))
@@ -28,7 +31,8 @@ def run(request: PhaseRequest) -> PhaseResult:
         seen_instructions(shots),
         load_instructions(Path(params.held_out)),
     )
-    rows = Generator(request, engine, params, shots, screen, prefix="").run()
+    generator = Generator(request, engine, params, shots, screen, "", params.raw_rows)
+    rows = generator.run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.target_kept]
     records = [to_record(row, request, engine, params, sentinel) for row in kept]
     return finished(request, rows, records, sentinels)

@@ -25,6 +25,7 @@ from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 from runbook.text import normalise
 
+PARAMS: Final = "phases.preferences:PreferenceParams"
 PAIRED: Final = "paired"
 _SHOWN: Final = 10
 

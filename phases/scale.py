@@ -39,6 +39,7 @@ from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import CorruptError
 from runbook.text import normalise
 
+PARAMS: Final = "phases.scale:ScaleParams"
 SHARDS: Final = "artifacts/data_gen_shards"
 MIN_QUOTED_WORDS: Final = 4
 """A shorter instruction stands in too many texts by chance."""
@@ -81,7 +82,7 @@ def _shard(
     shots = load_few_shot(Path(params.few_shot))
     seen = [*seen_instructions(shots), *(str(r["instruction"]) for r in pilot)]
     screen = make_screen(params.near_duplicate, seen, load_instructions(Path(params.held_out)))
-    part = params.model_copy(update={"target_kept": params.kept_per_shard, "raw_rows": 1})
+    part = params.model_copy(update={"target_kept": params.kept_per_shard})
     rows = Generator(request, engine, part, shots, screen, prefix=f"shard-{number:04d}/").run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.kept_per_shard]
     records = [to_record(row, request, engine, part, sentinel) for row in kept]
@@ -106,7 +107,7 @@ def _shard(
 
 def _identity(request: PhaseRequest, params: ScaleParams, number: int) -> str:
     """A hash of all that can change a shard's bytes; how many others there are is not in it."""
-    fields = params.model_dump(exclude={"shards", "target_kept", "raw_rows"})
+    fields = params.model_dump(exclude={"shards", "target_kept"})
     for name in ("few_shot", "held_out"):
         fields[name] = sha256_file(Path(fields[name]))
     earlier = {

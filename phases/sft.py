@@ -4,16 +4,16 @@ Rows are encoded by the loader, so training sees what evaluation will see: promp
 and delimiter, then the end of the text.
 """
 
+from typing import Final
+
 from datasets import Dataset
 from peft import LoraConfig
-from pydantic import Field
 from trl import SFTConfig, SFTTrainer
 
 from phases.base_model import BaseModel as Base
 from phases.base_model import load_base_model
 from phases.checkpoints import (
     CommitCheckpoints,
-    TrainingParams,
     check_weights,
     logged,
     save_adapter,
@@ -21,17 +21,12 @@ from phases.checkpoints import (
     trainer_settings,
 )
 from phases.records import Row, parse_params
+from phases.training_params import SftParams
 from runbook.artifacts import read_jsonl
 from runbook.contract import Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
-
-class SftParams(TrainingParams):
-    """QLoRA and optimiser settings."""
-
-    r: int = Field(ge=1)
-    alpha: int = Field(ge=1)
-    dropout: float = Field(ge=0, lt=1)
+PARAMS: Final = "phases.training_params:SftParams"
 
 
 def run(request: PhaseRequest) -> PhaseResult:

@@ -1,7 +1,7 @@
 """Every error a person can meet: one base, one subclass per remedy.
 
 An error says what, where, why and what to do. ``code`` is the process's exit code; the table of
-codes stands in docs/cli.md. Nothing here imports anything.
+codes stands in the README. Nothing here imports anything.
 """
 
 

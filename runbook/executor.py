@@ -201,10 +201,20 @@ class _Session:
             case st.Stop(reason, exit_code, detail):
                 return self._stop(reason, exit_code, detail)
             case st.Finish(exit_code):
+                self._check_outputs()
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
                 self._project()
                 return exit_code
         return None
+
+    def _check_outputs(self) -> None:
+        """Nothing is called done whose results are gone."""
+        for name, mine in self.state.steps.items():
+            if mine.status is not st.Status.PASSED or mine.finished is None:
+                continue
+            if missing := manifest.missing_outputs(self.workspace, mine.finished):
+                code = NeedsPersonError.code
+                raise Halt("missing manifest", code, f"{name}: {missing}; restore it")
 
     def _stop(self, reason: str, exit_code: int, detail: str) -> int:
         self.append(ev.SessionStopped(reason, exit_code, detail))
@@ -287,7 +297,9 @@ class _Session:
         gate = self.plan.step(name).gate
         assert gate is not None
         assert mine.finished is not None
-        final = mine.look > 1 or gate.extend is None
+        if missing := manifest.missing_outputs(self.workspace, mine.finished):
+            raise Halt("missing manifest", NeedsPersonError.code, f"{name}: {missing}; restore it")
+        final = gate.extend is None or self._has_grown(name, mine)
         judged = self.gates(gate, mine.finished.metrics, final)
         self.append(
             ev.GateJudged(
@@ -301,6 +313,18 @@ class _Session:
                 ev.encode(judged.details),
             )
         )
+
+    def _has_grown(self, name: str, mine: st.StepState) -> bool:
+        """Whether a second look rests on more than the first; one that does not decides nothing."""
+        assert mine.finished is not None
+        looks = [
+            {metric.name: metric.n or 0 for metric in fact.metrics}
+            for fact in facts(self.journal.entries)
+            if isinstance(fact, ev.StepFinished)
+            and (fact.step, fact.attempt, fact.look) == (name, mine.attempt, mine.look - 1)
+        ]
+        now = {metric.name: metric.n or 0 for metric in mine.finished.metrics}
+        return bool(looks) and any(n > looks[-1].get(metric, 0) for metric, n in now.items())
 
     def _budget_left(self) -> bool:
         limit = self.plan.budget.get("wall_clock_s")

@@ -23,7 +23,7 @@ from runbook.errors import ConfigError, NeedsPersonError
 from runbook.events import encode
 from runbook.fingerprint import changed_fields, plan_document
 from runbook.plan import Plan, PlannedStep
-from runbook.state import State, StepState
+from runbook.state import State, Status, StepState
 from runbook.workspace import Workspace
 
 PACKAGES = ("runbook", "torch", "transformers", "trl", "peft")
@@ -157,7 +157,10 @@ def session_manifest(plan: Plan, state: State, written: list[ev.ManifestWritten]
                 "status": mine.status.value,
                 "attempt": mine.attempt,
                 "verdict": mine.judged.verdict if mine.judged else None,
+                "reasons": _reasons(plan, name, mine),
                 "overridden": mine.overridden,
+                "tokens": mine.finished.tokens if mine.finished else 0,
+                "seconds": mine.finished.seconds if mine.finished else 0.0,
                 "artifacts": [encode(a) for a in mine.finished.artifacts] if mine.finished else [],
             }
             for name, mine in state.steps.items()
@@ -167,6 +170,15 @@ def session_manifest(plan: Plan, state: State, written: list[ev.ManifestWritten]
         "done": encode(state.done) if state.done else None,
         "environment": environment(),
     }
+
+
+def _reasons(plan: Plan, name: str, mine: StepState) -> list[str]:
+    """Why a step stands as it does: its gate's reasons, its error, or that it is disabled."""
+    if mine.status is Status.SKIPPED:
+        return [f"phase {plan.step(name).phase} is disabled in the runbook"]
+    if mine.status is Status.FAILED and mine.failed:
+        return [mine.failed.error]
+    return list(mine.judged.reasons) if mine.judged else []
 
 
 def is_projected(workspace: Workspace, state: State) -> bool:

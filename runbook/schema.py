@@ -1,7 +1,7 @@
 """runbook.yaml and the specs it names -> a ``Plan``.
 
 Everything that is wrong in the runbook and its specs is told at once, each with
-``file:line:column``. Nothing is imported that a step would import, and nothing is written.
+``file:line:column``. A step's module is not imported, and nothing is written.
 """
 
 import os
@@ -27,6 +27,7 @@ from runbook.schema_checks import (
 from runbook.schema_errors import find_problems
 from runbook.schema_models import RunbookModel, SpecModel, StepModel
 from runbook.schema_resolve import Resolver, make_plan
+from runbook.step_params import check_params, with_models
 from runbook.yaml_source import Source, ValuePath, read_yaml, unreadable
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -52,7 +53,8 @@ def load_plan(
     slots, unread = _read_slots(source, path.parent)
     rewritten = any(_moves_model(o) for o in asked)
     head = _check_head(source, variables, model_too=not rewritten)
-    steps = check_steps(source, slots, path.parent)
+    slots, unnamed = with_models(source, slots, path.parent)
+    steps = [*check_steps(source, slots, path.parent), *unnamed, *check_params(source, slots)]
     files = (p for spec in _specs(slots) for p in check_files(spec, variables))
     _raise([*find_problems(RunbookModel, source.value(), source), *head, *steps, *unread, *files])
     names = [slot.name for slot in slots]

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from runbook.contract import Json
 from runbook.params import all_params, expand, find_param, is_number
 from runbook.problems import Problem, printable, quoted, suggestion
@@ -41,6 +43,8 @@ class Slot:
     """None where its shape is wrong."""
     spec: SpecFile | None = None
     """None where there is none, or none that can be read."""
+    model: type[BaseModel] | None = None
+    """Of the step's parameters; None where its module declares none that can be used."""
 
 
 def check_names(

@@ -6,7 +6,8 @@ that there is no gate.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -22,7 +23,9 @@ _FREE = ("params", "extend")
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
+    "int_parsing": "a whole number",
     "float_type": "a number",
+    "float_parsing": "a number",
     "string_type": "text",
     "bool_type": "true or false",
     "list_type": "a list",
@@ -38,24 +41,49 @@ _PATTERNS = {
     r"^[0-9a-f]{40}$": ("a revision", "write the commit's 40 hex digits, in small letters"),
 }
 
+_ALTERNATIVES = re.compile(r"\^\(([\w|-]+)\)\$")
+"""A pattern that is a list of words."""
+
 _LIMITS = {
+    "greater_than": ("gt", "is not above", "use more than {}"),
     "greater_than_equal": ("ge", "is below", "use {} or more"),
     "less_than_equal": ("le", "is above", "use {} or less"),
     "less_than": ("lt", "is not less than", "use less than {}"),
 }
 
 
-def find_problems(model: type[BaseModel], value: Json, source: Source) -> list[Problem]:
-    """All that the model has against a document; empty if nothing."""
-    details: list[ErrorDetails] = []
+@dataclass(frozen=True)
+class Fault:
+    """One thing that a model has against a value."""
+
+    path: ValuePath
+    what: str
+    fix: str
+    key: bool = False
+    """Whether the key at the path is meant, not its value."""
+
+
+def find_faults(model: type[BaseModel], value: Json) -> list[Fault]:
+    """All that the model has against a value, whose nulls are the model's affair too."""
+    return [_fault(model, detail) for detail in _details(model, value)]
+
+
+def _details(model: type[BaseModel], value: Json) -> list[ErrorDetails]:
     try:
         model.model_validate(value)
     except ValidationError as error:
-        details = error.errors(include_url=False)
+        return error.errors(include_url=False)
+    return []
+
+
+def find_problems(model: type[BaseModel], value: Json, source: Source) -> list[Problem]:
+    """All that the model has against a document; empty if nothing."""
+    details = _details(model, value)
     unknown = {d["loc"] for d in details if d["type"] == "extra_forbidden"}
     empty = [path for path in _nulls(value, ()) if path not in unknown]
-    found = [_problem(model, d, source) for d in details if d["loc"] not in empty]
-    return [*(_empty_key(source, path) for path in empty), *found]
+    found = [_fault(model, d) for d in details if d["loc"] not in empty]
+    told = (source.problem(f.path, f.what, f.fix, key=f.key) for f in found)
+    return [*(_empty_key(source, path) for path in empty), *told]
 
 
 def _nulls(value: Json, path: ValuePath) -> Iterator[ValuePath]:
@@ -77,25 +105,24 @@ def _empty_key(source: Source, path: ValuePath) -> Problem:
     )
 
 
-def _problem(model: type[BaseModel], detail: ErrorDetails, source: Source) -> Problem:
+def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:
     path: ValuePath = detail["loc"]
     kind = detail["type"]
     if kind == "extra_forbidden":
         what = f"unknown key {quoted(path[-1])}"
         fix = suggestion(str(path[-1]), _known_keys(model, path[:-1]))
-        return source.problem(path, what, fix, key=True)
+        return Fault(path, what, fix, key=True)
     if kind == "missing":
-        what = f"the key '{path[-1]}' is missing"
-        return source.problem(path[:-1], what, f"add {path[-1]}: here")
+        return Fault(path[:-1], f"the key '{path[-1]}' is missing", f"add {path[-1]}: here")
     if path and path[-1] == "[key]":
-        what, fix = _words(kind, detail.get("ctx", {}), path[-2])
-        return source.problem(path[:-1], what, fix, key=True)
-    what, fix = _words(kind, detail.get("ctx", {}), detail["input"])
-    return source.problem(path, what, fix)
+        return Fault(path[:-1], *_words(detail, path[-2]), key=True)
+    return Fault(path, *_words(detail, detail["input"]))
 
 
-def _words(kind: str, limits: Mapping[str, Any], value: object) -> tuple[str, str]:
+def _words(detail: ErrorDetails, value: object) -> tuple[str, str]:
     """What is wrong with the value, and what to do."""
+    kind = detail["type"]
+    limits: Mapping[str, Any] = detail.get("ctx", {})
     if kind in _TYPES:
         return f"{quoted(value)} is not {_TYPES[kind]}", _type_fix(kind, value)
     if kind in _LIMITS:
@@ -105,15 +132,31 @@ def _words(kind: str, limits: Mapping[str, Any], value: object) -> tuple[str, st
     match kind:
         case "rule":
             return str(limits["what"]), str(limits["fix"])
-        case "literal_error":
-            known = re.findall(r"'([^']*)'", str(limits["expected"]))
-            fix = suggestion(value if isinstance(value, str) else "", known)
-            return f"{quoted(value)} is not one of: {', '.join(known)}", fix
+        case "literal_error" if "'" in str(limits["expected"]):
+            return _not_among(value, re.findall(r"'([^']*)'", str(limits["expected"])))
         case "string_pattern_mismatch":
-            noun, fix = _PATTERNS[str(limits["pattern"])]
-            return f"{quoted(value)} is not {noun}", fix
-        case _:  # too_short, string_too_short
+            return _mismatch(value, str(limits["pattern"]))
+        case "too_short" | "string_too_short" if not value:
             return f"{quoted(value)} is empty", "add at least one entry"
+        case _:  # of a phase's own model, which may use all that pydantic has
+            said = printable(detail["msg"], longest=200)
+            return f"{quoted(value)} is refused: {said}", "write a value that the step takes"
+
+
+def _not_among(value: object, known: Sequence[str]) -> tuple[str, str]:
+    fix = suggestion(value if isinstance(value, str) else "", known)
+    return f"{quoted(value)} is not one of: {', '.join(known)}", fix
+
+
+def _mismatch(value: object, pattern: str) -> tuple[str, str]:
+    if pattern in _PATTERNS:
+        noun, fix = _PATTERNS[pattern]
+        return f"{quoted(value)} is not {noun}", fix
+    words = _ALTERNATIVES.fullmatch(pattern)
+    if words:
+        return _not_among(value, words[1].split("|"))
+    shown = printable(pattern, longest=200)
+    return f"{quoted(value)} does not match {shown}", "write a text that matches"
 
 
 def _type_fix(kind: str, value: object) -> str:
@@ -127,14 +170,19 @@ def _type_fix(kind: str, value: object) -> str:
 
 
 def _known_keys(model: type[BaseModel], path: ValuePath) -> list[str]:
-    """The keys that the schema knows for the mapping at the path."""
+    """The keys that the schema knows for the mapping at the path; none within a true union."""
     inner: Any = model
     for part in path:
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            inner = _unwrapped(inner.model_fields[str(part)].annotation)
+        if _is_model(inner):
+            field = inner.model_fields.get(str(part))
+            inner = _unwrapped(field.annotation) if field else None
         else:
-            inner = _unwrapped(get_args(inner)[-1])
-    return list(inner.model_fields)
+            inner = _unwrapped((None, *get_args(inner))[-1])
+    return list(inner.model_fields) if _is_model(inner) else []
+
+
+def _is_model(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)
 
 
 def _unwrapped(annotation: Any) -> Any:

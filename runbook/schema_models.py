@@ -1,7 +1,7 @@
 """The shape of runbook.yaml and of a spec YAML: pydantic models, strict, nothing unknown.
 
 They hold what can be said of one file alone. What ties names together, and what needs a disk, is
-checked in ``runbook.schema_checks``. The published JSON Schema is made from these models.
+checked in ``runbook.schema_checks``.
 """
 
 import re
@@ -255,6 +255,8 @@ class CriterionModel(Strict):
         if lower and upper and self._empty(max(lower), min(upper)):
             what = f"no value of {self.metric} can pass: the lower limit is above the upper"
             raise _refuse(what, "swap or widen the two limits")
+        if self.kind == "sentinel" and "min_n" in self.model_fields_set:
+            raise _refuse("min_n is not for a sentinel", "take min_n away")
         if self.kind != "rate" and "at_max_n" in self.model_fields_set:
             what = f"at_max_n is for a rate, not for a {self.kind}"
             raise _refuse(what, "take at_max_n away")

@@ -27,6 +27,7 @@ from runbook.schema_models import (
     StepModel,
     seconds,
 )
+from runbook.step_params import check_overridden
 
 
 class Resolver:
@@ -44,19 +45,15 @@ class Resolver:
         self.engine = runbook.engine.model_dump(exclude_none=True)
         self._seed = runbook.seed
         self._asked = asked
-        self._specs = {slot.name: slot.spec for slot in slots}
+        self._slots = {slot.name: slot for slot in slots}
         self._fingerprints: dict[str, str] = {}
 
     def planned(self, phase: PhaseModel, step: StepModel) -> PlannedStep:
         """The step, resolved; the steps it reads must have been asked for before."""
-        spec = self._specs[step.name]
+        spec = self._slots[step.name].spec
         model = spec.model if spec and spec.model else SpecModel(spec=1)
         files = self._files(spec) if spec else {}
-        params = copy.deepcopy(model.params) | dict.fromkeys(files, "")
-        for override in self._asked:
-            if override.first == step.name:
-                params = set_in_params(params, files, override)
-        params |= {name: str(path) for name, path in files.items()}
+        params = self._overridden(step.name, model.params, files)
         draft = PlannedStep(
             name=step.name,
             phase=phase.name,
@@ -76,6 +73,19 @@ class Resolver:
             file_sha256=_hashes(spec, files) if spec else {},
         )
         return replace(draft, fingerprint=self._fingerprint(draft))
+
+    def _overridden(
+        self, step: str, declared: dict[str, Json], files: Mapping[str, Path]
+    ) -> dict[str, Json]:
+        params = copy.deepcopy(declared) | dict.fromkeys(files, "")
+        asked = [override for override in self._asked if override.first == step]
+        for override in asked:
+            params = set_in_params(params, files, override)
+        params |= {name: str(path) for name, path in files.items()}
+        model = self._slots[step].model
+        if model and asked and (wrong := check_overridden(model, params, asked)):
+            raise to_error(wrong)
+        return params
 
     def _files(self, spec: SpecFile) -> dict[str, Path]:
         declared = spec.model.files if spec.model else {}

@@ -49,6 +49,23 @@ def check_function(function: str, folder: Path) -> tuple[str, str] | None:
     return None
 
 
+def declared_params(function: str, folder: Path) -> str | None:
+    """``module:ClassName`` as the step's module gives it in ``PARAMS``; None where it has none.
+
+    Empty where it is anything but a text. The function is one that ``check_function`` passed.
+    """
+    file = find_module(function.partition(":")[0], folder)
+    for node in ast.parse(file.read_bytes()).body if file else []:
+        match node:
+            case (
+                ast.Assign(targets=[ast.Name("PARAMS")], value=value)
+                | ast.AnnAssign(target=ast.Name("PARAMS"), value=value)
+            ):
+                text = value.value if isinstance(value, ast.Constant) else ""
+                return text if isinstance(text, str) else ""
+    return None
+
+
 def find_module(module: str, folder: Path) -> Path | None:
     """The module's source file, on ``sys.path`` or else in the folder; nothing is imported."""
     return _installed(module.split(".")) or _beside(module.split("."), folder)

@@ -135,7 +135,8 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
     """Make ``batches`` batches of ``rows`` rows, deterministic in seed, step and attempt.
 
     Params: ``batches``, ``rows``, ``sleep`` (seconds a batch), ``metrics`` (name -> value, or a
-    list with one value an attempt, or a mapping of ``Metric`` fields), ``trouble`` (``kind``: kill,
+    list with one value an attempt, or a mapping of ``Metric`` fields, where ``n_per_batch`` stands
+    for an n that grows), ``trouble`` (``kind``: kill,
     exit, raise or pause; ``at``: the batch before whose commit it comes; ``times``; ``error``: a
     class of ``runbook.errors``).
     """
@@ -151,7 +152,9 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
     artifacts.complete_directory(request.output)
     metrics = request.params.get("metrics", {})
     return PhaseResult(
-        metrics=tuple(_metric(name, value, request.attempt) for name, value in metrics.items()),
+        metrics=tuple(
+            _metric(name, value, request.attempt, count) for name, value in metrics.items()
+        ),
         artifacts=(artifacts.describe("dataset", dataset, request.workspace),),
         tokens=len(rows),
         summary={"rows": len(rows), "inputs": sorted(request.inputs), "pid": os.getpid()},
@@ -214,10 +217,12 @@ def _trouble(request: PhaseRequest, index: int) -> None:
             raise kind("the fake step was told to fail", where=request.step, fix="tell it not to")
 
 
-def _metric(name: str, value: Json, attempt: int) -> Metric:
+def _metric(name: str, value: Json, attempt: int, batches: int) -> Metric:
     if isinstance(value, list):
         value = value[min(attempt, len(value)) - 1]
     if isinstance(value, Mapping):
         fields = {**value, "instrument": Instrument(value.get("instrument", "ok"))}
+        if "n_per_batch" in fields:
+            fields["n"] = fields.pop("n_per_batch") * batches
         return Metric(name=name, **fields)
     return Metric(name, value)

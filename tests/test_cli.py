@@ -293,3 +293,11 @@ def test_every_argument_has_its_twin_in_the_environment() -> None:
             assert "RUNBOOK_" in told, f"{name} {parameter.name}"
             seen += 1
     assert seen > 10
+
+
+@pytest.mark.parametrize("verb", [("status",), ("review", "decide", "a-1")])
+def test_an_argument_that_is_no_utf8_is_refused(capfd: Capture, verb: tuple[str, ...]) -> None:
+    """Bytes that no journal could hold end with 2 before anything is touched."""
+    told = call(capfd, *verb, "--workspace", "ws_\udcff")
+    assert told.code == 2
+    assert "is not valid UTF-8" in told.err

@@ -18,6 +18,7 @@ from phases.base_model import BaseModel, load_base_model
 from phases.checkpoints import CommitCheckpoints, newest_checkpoint
 from phases.evaluate import tuned_adapter
 from phases.records import Row, parse_params
+from phases.training_params import DpoParams
 from runbook.artifacts import (
     complete_directory,
     describe,
@@ -194,7 +195,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(undisturbed: Pha
 @pytest.mark.model
 def test_the_trainer_is_fed_what_the_loader_encodes(asked: PhaseRequest, base: BaseModel) -> None:
     """One BOS in front, prompt and completion encoded apart, EOS at the end, right-hand padding."""
-    params = parse_params(dpo.DpoParams, asked)
+    params = parse_params(DpoParams, asked)
     records = [preference(*answer) for answer in ANSWERS]
     rows = [dpo.encode_pair(base, record, params.max_length) for record in records]
     trainer = dpo.make_trainer(asked, params, base, rows)

@@ -138,11 +138,43 @@ def test_an_adjusted_retry_passes(workspace: Workspace) -> None:
 def test_an_underpowered_sample_keeps_its_batches(workspace: Workspace) -> None:
     """The second look makes only what the first did not, in the same attempt."""
     gate = Gate((Criterion("m", "rate", at_least=0.5, min_n=100),), extend={"batches": 4})
-    step = make_step("a", gate=gate, params={"metrics": {"m": {"value": 0.9, "n": 50}}})
+    step = make_step("a", gate=gate, params={"metrics": {"m": {"value": 0.9, "n_per_batch": 25}}})
 
     assert execute(make_plan(step), workspace) == 0
 
     assert [key for _, _, key in generations(workspace.root)] == ["0000", "0001", "0002", "0003"]
+
+
+def test_a_second_look_at_the_same_sample_decides_nothing(workspace: Workspace) -> None:
+    """A sample that did not grow stays underpowered, and a person is asked."""
+    gate = Gate((Criterion("m", "rate", at_least=0.5, min_n=100),), extend={"batches": 2})
+    step = make_step("a", gate=gate, params={"metrics": {"m": {"value": 0.9, "n_per_batch": 25}}})
+
+    assert execute(make_plan(step), workspace) == 3
+
+    judged = [f for f in facts(read_entries(workspace)) if isinstance(f, ev.GateJudged)]
+    assert [(f.look, f.verdict) for f in judged] == [(1, "underpowered"), (2, "underpowered")]
+
+
+@pytest.mark.parametrize("harm", ["change", "delete"])
+def test_a_result_that_is_gone_is_never_called_done(workspace: Workspace, harm: str) -> None:
+    """A changed or deleted file stops the session with 3; restored, the same command ends it."""
+    plan = make_plan(make_step("a"), make_step("b", params={"trouble": {"kind": "pause", "at": 0}}))
+    assert execute(plan, workspace) == 75
+    (path,) = workspace.artifacts.glob("a_*/dataset.jsonl")
+    whole = path.read_bytes()
+    if harm == "delete":
+        path.unlink()
+    else:
+        path.write_bytes(whole.replace(b"0", b"1"))
+
+    assert execute(plan, workspace) == 3
+
+    last = facts(read_entries(workspace))[-1]
+    assert isinstance(last, ev.SessionStopped)
+    assert "dataset.jsonl is missing or changed" in last.detail
+    path.write_bytes(whole)
+    assert execute(plan, workspace) == 0
 
 
 def test_without_a_person_a_review_stops_with_three(workspace: Workspace) -> None:

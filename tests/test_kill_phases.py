@@ -46,7 +46,6 @@ PER_KIND = 3
 FILES = {"few_shot": "few_shot.yaml", "held_out": "held_out.jsonl"}
 DATA = {
     "target_kept": 6,
-    "raw_rows": 8,
     "max_rounds": 4,
     "instructions": {
         "lists_per_round": 3,
@@ -91,7 +90,7 @@ SPECS: Mapping[str, Any] = {
     },
     "pilot": {
         "files": FILES,
-        "params": DATA,
+        "params": {**DATA, "raw_rows": 8},
         "gate": {
             "criteria": [
                 *QUALITY,

@@ -30,13 +30,12 @@ pytestmark = pytest.mark.model
 SPECS = Path(__file__).parents[1] / "specs"
 DATA = {
     "target_kept": 4,
-    "raw_rows": 4,
     "max_rounds": 3,
     "max_new_tokens": 16,
 }
 SIZES: dict[str, dict[str, Any]] = {
     "contamination": {},
-    "pilot": DATA,
+    "pilot": {**DATA, "raw_rows": 4},
     "scale": {**DATA, "target_kept": 7, "shards": 2, "kept_per_shard": 2},
     "baseline": {"per_kind": 2, "max_new_tokens": 8, "batch_size": 5},
     "sft": {"epochs": 2.0, "batch_size": 2, "save_steps": 2, "warmup_steps": 1},

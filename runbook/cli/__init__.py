@@ -13,7 +13,7 @@ import typer
 
 from runbook.cli import review_verbs, session_verbs, spec_verbs
 from runbook.cli.options import Answers, say
-from runbook.errors import RunbookError
+from runbook.errors import ConfigError, RunbookError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.command("validate")(spec_verbs.validate)
@@ -41,6 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     answers = Answers()
     try:
+        _refuse_odd_bytes(sys.argv[1:] if arguments is None else arguments)
         app(arguments, prog_name="runbook", obj=answers)
     except RunbookError as error:
         say(f"error: {error}")
@@ -52,6 +53,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say(traceback.format_exc().rstrip())
         _answer(answers, what, "runbook", "report it with the traceback on stderr", 1)
         sys.exit(1)
+
+
+def _refuse_odd_bytes(arguments: Sequence[str]) -> None:
+    """Bytes that are no UTF-8 could be written to no journal.
+
+    Raises:
+        ConfigError: names the argument.
+    """
+    for argument in arguments:
+        if any("\ud800" <= character <= "\udfff" for character in argument):
+            raise ConfigError(
+                f"the argument {argument!a} is not valid UTF-8",
+                where="command line",
+                fix="write it in UTF-8; a path of other bytes can be reached by a link",
+            )
 
 
 def _answer(answers: Answers, what: str, where: str, fix: str, code: int) -> None:

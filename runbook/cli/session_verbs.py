@@ -59,12 +59,17 @@ def _gates(root: Path) -> "Gates":
 
 
 def _dry_findings(plan: "Plan") -> list[str]:
-    """What the DRY sentinel finds in the project's phases and in modules beside the runbook."""
+    """What the DRY sentinel finds in the project's phases and in modules beside the runbook.
+
+    A step's own package there is read whole, whatever lies in it.
+    """
     import phases  # noqa: PLC0415 - start-up stays light
     from gates.dry import find_violations  # noqa: PLC0415 - start-up stays light
 
     home = Path(phases.__path__[0])
-    own = plan.runbook.parent.glob("*.py")
+    beside = plan.runbook.parent
+    packages = {step.function.partition(":")[0].partition(".")[0] for step in plan.steps}
+    own = [*beside.glob("*.py"), *(p for name in packages for p in beside.glob(f"{name}/**/*.py"))]
     return [str(finding) for finding in find_violations([*home.glob("*.py"), *own], home)]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from runbook.errors import ConfigError
 from runbook.report import evaluation
 from runbook.report import figures as f
 from runbook.report.session import ReviewView, SessionView, StepView
@@ -210,6 +211,12 @@ def _next_steps(view: SessionView, root: Path) -> Iterator[NextStep]:
     elif now.reason == "budget":
         told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
         yield NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
+    elif now.reason == "error" and now.exit_code == ConfigError.code:
+        told = (
+            f"Read {_log(view)} and mend the cause. Where that changes the runbook or a file it "
+            "names, begin in a new workspace; else the same command goes on:"
+        )
+        yield NextStep(told, run)
     elif now.reason in ("error", "no progress"):
         told = f"Read {_log(view)} and mend the cause; the same command then goes on:"
         yield NextStep(told, run)
