@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from runbook import artifacts
 from runbook.errors import ConfigError, LockedError
 
@@ -155,6 +153,8 @@ class Workspace:
         Raises:
             LockedError: another process holds it.
         """
+        from filelock import FileLock, Timeout  # noqa: PLC0415 - status takes no lock
+
         lock = FileLock(self.lock_file, blocking=False)
         try:
             lock.acquire()
