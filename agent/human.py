@@ -16,6 +16,22 @@ def ask(request: ReviewRequest) -> None:
 
 
 def render(request: ReviewRequest) -> str:
+    """The question as Markdown, and the command by which a person answers it."""
+    lines = [
+        question(request),
+        "## How to answer",
+        "",
+        f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
+        f"        --workspace {shlex.quote(str(request.workspace))}",
+        "",
+        "A retry may add `--change NAME=NUMBER` within the ranges above.",
+        "Then the same `runbook run` goes on.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def question(request: ReviewRequest) -> str:
     """The question as Markdown. Samples are data: each stands as one line of escaped JSON."""
     lines = [
         f"# {request.step}, attempt {request.attempt}: {request.verdict} ({request.reason})",
@@ -37,14 +53,6 @@ def render(request: ReviewRequest) -> str:
         "## Ten raw rows behind the reading",
         "",
         *(f"    {_escaped(row)}" for row in request.flagged),
-        "",
-        "## How to answer",
-        "",
-        f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
-        f"        --workspace {shlex.quote(str(request.workspace))}",
-        "",
-        "A retry may add `--change NAME=NUMBER` within the ranges above.",
-        "Then the same `runbook run` goes on.",
         "",
     ]
     return "\n".join(lines)

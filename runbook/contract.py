@@ -15,6 +15,10 @@ from typing import Any, NoReturn, Protocol
 Json = Any
 """A JSON value: None, bool, int, finite float, str, list or dict of these."""
 
+MARK = "RUNBOOK_WORKER_OF"
+"""Environment variable that says whose child a process is: the workspace's path. What carries it
+is ended by the workspace's next executor."""
+
 
 class _Named(Enum):
     """An enum that refuses to be used as a truth value."""
@@ -256,6 +260,8 @@ class ReviewRequest:
     summary: Mapping[str, Json]
     flagged: tuple[Mapping[str, Json], ...]
     samples: tuple[Mapping[str, Json], ...]
+    stop: Callable[[], str] = field(default=str, compare=False)
+    """Why the session is to end now, or ''. A reviewer that takes long asks it and gives up."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -176,11 +177,12 @@ class _Session:
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.clock(), UTC)
 
-    def _advance(self) -> int | None:  # noqa: C901 - one case per act
+    def _advance(self) -> int | None:
         """Do the next act; the exit code where there is none left."""
-        if self.stop():
-            raise Halt("paused", PausedError.code, f"{self.stop()}; the same command goes on")
+        self._heed_stop()
         self._settle()
+        # A reviewer gives up when a stop is asked for; that is no answer a person must give.
+        self._heed_stop()
         match m.decide(self.plan, self.state):
             case st.RunStep() as run:
                 self._run_step(run)
@@ -206,6 +208,10 @@ class _Session:
                 self._project()
                 return exit_code
         return None
+
+    def _heed_stop(self) -> None:
+        if self.stop():
+            raise Halt("paused", PausedError.code, f"{self.stop()}; the same command goes on")
 
     def _check_outputs(self) -> None:
         """Nothing is called done whose results are gone."""
@@ -275,7 +281,7 @@ class _Session:
         request = make_request(
             self.plan, self.state, facts(self.journal.entries), self.workspace, name
         )
-        answer = self.reviewer(request)
+        answer = self.reviewer(replace(request, stop=self.stop))
         if answer is None:
             return
         decided = ev.ReviewDecided(
@@ -289,6 +295,8 @@ class _Session:
         refusal = m.refuse_decision(self.plan, self.state, decided)
         if refusal:
             self.on_progress({"review": request.review_id, "refused": refusal})
+            folder = self.workspace.inside(request.path)
+            artifacts.write_text(folder / "error.txt", f"the answer was refused: {refusal}\n")
         else:
             self.append(decided)
 

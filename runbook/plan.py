@@ -73,6 +73,7 @@ class Plan:
     """``wall_clock_s``: float seconds, or absent."""
     stop_conditions: tuple[str, ...]
     reviewer: Mapping[str, Json]
+    """``provider``; for ``command`` also ``command``, as written, and ``timeout_s``."""
     overrides: tuple[str, ...]
     """The ``--set`` arguments, verbatim, in order."""
     fingerprint: str

@@ -22,12 +22,10 @@ import psutil
 
 import runbook
 from runbook.artifacts import write_all
-from runbook.contract import Committed, Json, PhaseResult
+from runbook.contract import MARK, Committed, Json, PhaseResult
 from runbook.events import decode, encode
 from runbook.worker import Job
 
-MARK = "RUNBOOK_WORKER_OF"
-"""Environment variable that says whose child a process is: the workspace's path."""
 _TICK_S = 0.1
 _CLOSE_S = 2.0
 

@@ -20,8 +20,10 @@ from pydantic_core import PydanticCustomError
 
 from runbook.problems import quoted
 
-REVIEWERS = ("human",)
+REVIEWERS = ("human", "command")
 """The reviewers that can be named today; others come later."""
+COMMAND_TIMEOUT = "10m"
+"""How long a reviewer's program may take unless the runbook says."""
 
 StopCondition = Literal["contamination", "dry", "thresholds", "provenance", "budget", "storage"]
 STOP_CONDITIONS: tuple[StopCondition, ...] = get_args(StopCondition)
@@ -130,12 +132,24 @@ class ReviewerModel(Strict):
     """Who answers a review."""
 
     provider: Text = REVIEWERS[0]
+    command: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Program and arguments, for ``command`` alone."""
+    timeout: Duration | None = None
+    """How long the program may take, for ``command`` alone."""
 
     @model_validator(mode="after")
     def _available(self) -> Self:
         if self.provider not in REVIEWERS:
             what = "this reviewer is not available; others come later"
             raise _refuse(what, f"use one of: {', '.join(REVIEWERS)}")
+        if self.provider == "command":
+            if self.command is None:
+                what = "the reviewer 'command' has no command"
+                raise _refuse(what, "add command: [program, argument, ...]")
+            return self
+        for key in sorted(self.model_fields_set & {"command", "timeout"}):
+            what = f"{key} belongs to the reviewer 'command' alone"
+            raise _refuse(what, f"take {key} away, or write provider: command")
         return self
 
 

@@ -18,10 +18,12 @@ from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable, to_error
 from runbook.schema_checks import Slot, SpecFile
 from runbook.schema_models import (
+    COMMAND_TIMEOUT,
     STOP_CONDITIONS,
     AdjustmentModel,
     GateModel,
     PhaseModel,
+    ReviewerModel,
     RunbookModel,
     SpecModel,
     StepModel,
@@ -143,12 +145,19 @@ def make_plan(
         preflight=runbook.preflight.model_dump(),
         budget={"wall_clock_s": seconds(wall_clock)} if wall_clock else {},
         stop_conditions=tuple(c for c in STOP_CONDITIONS if c in runbook.stop_conditions),
-        reviewer=runbook.reviewer.model_dump(),
+        reviewer=_reviewer(runbook.reviewer),
         overrides=overrides,
         fingerprint="",
         declared_model=resolver.declared_model,
     )
     return replace(plan, fingerprint=fingerprint(plan_document(plan)))
+
+
+def _reviewer(reviewer: ReviewerModel) -> dict[str, Json]:
+    if reviewer.command is None:
+        return {"provider": reviewer.provider}
+    timeout_s = seconds(reviewer.timeout or COMMAND_TIMEOUT)
+    return {"provider": reviewer.provider, "command": reviewer.command, "timeout_s": timeout_s}
 
 
 def _phase(phase: PhaseModel) -> PlannedPhase:

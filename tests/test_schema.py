@@ -207,6 +207,15 @@ class TestPlan:
         assert len(plan.stop_conditions) == 6
         assert plan.reviewer == {"provider": "human"}
 
+    @pytest.mark.parametrize(("written", "timeout_s"), [("", 600.0), (", timeout: 90s", 90.0)])
+    def test_a_program_reviews(self, folder: Path, written: str, timeout_s: float) -> None:
+        """The plan carries the reviewer's command and its time limit, ten minutes unless said."""
+        said = f"{{provider: command, command: [codex, exec]{written}}}"
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+
+        expected = {"provider": "command", "command": ["codex", "exec"], "timeout_s": timeout_s}
+        assert load(folder).reviewer == expected
+
     @pytest.mark.parametrize(
         "source", ["{pypi: some-model}", f"{{hub: Qwen/Qwen2.5-32B, revision: '{'0' * 40}'}}"]
     )
@@ -268,6 +277,14 @@ RUNBOOK_ERRORS = [
     (CONDITIONS, "@dry", "'dry' is not a list", "write a list"),
     (f"{CONDITIONS}\n", "@[dry, budget]\n", "cannot be switched off", "add contamination,"),
     ("{provider: human}", "@{provider: gpt}", "not available; others come later", "human"),
+    ("{provider: human}", "@{provider: command}", "'command' has no command", "add command:"),
+    ("{provider: human}", "{provider: command, command: @[]}", "is empty", "at least one"),
+    ("{provider: human}", '{provider: command, command: [a, @""]}', "is empty", "at least one"),
+    ("{provider: human}", "{provider: command, command: [a, @1]}", "1 is not text", "quote it"),
+    ("{provider: human}", "{provider: command, command: @ask}", "is not a list", "write a list"),
+    ("{provider: human}", "{provider: command, command: [a], timeout: @5}", "a duration", "90s"),
+    ("{provider: human}", "@{command: [a]}", "command belongs to", "provider: command"),
+    ("{provider: human}", "@{provider: human, timeout: 5m}", "timeout belongs to", "take timeout"),
     ("  - name: B", "  - name: @A", "there is a phase 'A' already", "another name"),
     ("  - name: B", "  - name: @1", "1 is not text", "quote it"),
     ("enabled: false", "enabled: @no", "'no' is not true or false", "without quotes"),

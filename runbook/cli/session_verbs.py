@@ -10,7 +10,7 @@ from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, Spec, answ
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
-    from runbook.contract import Gate, Judgement, Metric
+    from runbook.contract import Gate, Judgement, Metric, Reviewer
     from runbook.executor import Gates
     from runbook.plan import Plan
     from runbook.report.view import SessionView
@@ -23,7 +23,6 @@ def run(
     """Run the session, or go on with it: the same command continues after any stop."""
     from rich.console import Console  # noqa: PLC0415 - start-up stays light
 
-    from agent.human import ask  # noqa: PLC0415 - start-up stays light
     from runbook.cli.progress import Display  # noqa: PLC0415 - start-up stays light
     from runbook.executor import run_session  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
@@ -39,12 +38,26 @@ def run(
             plan,
             place,
             gates=_gates(place.root),
-            reviewer=ask,
+            reviewer=_reviewer(plan),
             dry=lambda: _dry_findings(plan),
             on_progress=display.tell,
         )
     _show(place, as_json=as_json)
     raise typer.Exit(code)
+
+
+def _reviewer(plan: "Plan") -> "Reviewer":
+    """Who answers reviews. A program named by a path starts from the runbook's folder."""
+    if plan.reviewer["provider"] == "command":
+        from agent.command import reviewer  # noqa: PLC0415 - start-up stays light
+
+        program, *arguments = plan.reviewer["command"]
+        if "/" in program:
+            program = str(plan.runbook.parent / program)
+        return reviewer([program, *arguments], plan.reviewer["timeout_s"])
+    from agent.human import ask  # noqa: PLC0415 - start-up stays light
+
+    return ask
 
 
 def _gates(root: Path) -> "Gates":

@@ -1,0 +1,131 @@
+"""The reviewer ``command``: any program, the request on stdin, a JSON decision on stdout.
+
+Rule: whatever is not a well-formed answer within the request's bounds is no decision, and a person
+must decide; the cause then stands in ``error.txt``. The program starts in the review's folder with
+the caller's whole environment and the workspace's mark, so it has the caller's credentials. Its
+stderr is kept as it is: a program must not print secrets.
+
+Beside ``request.md``: ``response.txt`` and ``stderr.log``, what it said; ``asked.json``, a start
+whose end is not known; ``decision.json``, the answer taken, which is returned again after a crash.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from agent import human
+from agent.answer import Answer, UnusableError, check_bounds, instruction, open_actions, read_answer
+from agent.program import Ended, run_program
+from runbook.artifacts import canonical_json, sha256_bytes, write_bytes, write_json
+from runbook.contract import MARK, Decision, Json, Reviewer, ReviewRequest
+
+_MAX_UNKNOWN = 2
+"""Starts with an unknown end, each of which may have cost money; then a person decides."""
+
+
+def reviewer(command: Sequence[str], timeout_s: float) -> Reviewer:
+    """A reviewer that asks this program; a name without a slash is looked up on PATH."""
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        human.ask(request)
+        if not open_actions(request):
+            return None
+        return _Review(request, tuple(command)).decide(timeout_s)
+
+    return ask
+
+
+@dataclass(frozen=True)
+class _Review:
+    request: ReviewRequest
+    command: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return self.request.workspace / self.request.path
+
+    @property
+    def prompt(self) -> str:
+        """What stands on stdin: without override, and without the command a person answers by."""
+        mine = replace(self.request, allowed=open_actions(self.request))
+        return f"{human.question(mine)}\n{instruction(mine)}"
+
+    @property
+    def key(self) -> str:
+        """What an answer holds for: this run, gate, attempt, question and program."""
+        of = self.request
+        fields = [of.run_id, of.step, of.attempt, self.prompt, self.command]
+        return sha256_bytes(canonical_json(fields).encode("utf-8", "surrogatepass"))
+
+    def decide(self, timeout_s: float) -> Decision | None:
+        """The answer on disk, or else the program's; None where there is none."""
+        try:
+            answer = self._accepted() or self._ask(timeout_s)
+        except UnusableError as cause:
+            told = f"{cause}\n".encode("utf-8", "backslashreplace")
+            write_bytes(self.folder / "error.txt", told)
+            return None
+        changes = {n: int(x) if x.is_integer() else x for n, x in answer.changes.items()}
+        author = f"command {Path(self.command[0]).name}"
+        return Decision(answer.action, answer.reason, author, person=False, changes=changes)
+
+    def _accepted(self) -> Answer | None:
+        known = _read(self.folder / "decision.json")
+        if known.get("key") != self.key:
+            return None
+        try:
+            answer = Answer.model_validate(known.get("answer"))
+            check_bounds(answer, self.request)
+        except ValueError:
+            return None
+        return answer
+
+    def _ask(self, timeout_s: float) -> Answer:
+        asked = self.folder / "asked.json"
+        before = _read(asked)
+        unknown = before.get("unknown", 0) if before.get("key") == self.key else 0
+        if unknown >= _MAX_UNKNOWN:
+            what = f"the program was started {unknown} times and no end of it is known"
+            raise UnusableError(f"{what}; decide yourself, or delete {asked.name} to ask again")
+        # Durable before the program starts: it may cost money, and we may be killed meanwhile.
+        write_json(asked, {"key": self.key, "unknown": unknown + 1})
+        ended = self._run(timeout_s)
+        try:
+            return self._take(ended)
+        finally:
+            if not ended.stopped:
+                asked.unlink(missing_ok=True)
+
+    def _run(self, timeout_s: float) -> Ended:
+        (self.folder / "error.txt").unlink(missing_ok=True)
+        ended = run_program(
+            self.command,
+            self.prompt.encode(),
+            folder=self.folder,
+            environment={**os.environ, MARK: str(self.request.workspace)},
+            timeout_s=timeout_s,
+            stop=self.request.stop,
+        )
+        write_bytes(self.folder / "response.txt", ended.stdout)
+        write_bytes(self.folder / "stderr.log", ended.stderr)
+        return ended
+
+    def _take(self, ended: Ended) -> Answer:
+        """The answer, once it is on disk. Raises UnusableError."""
+        if ended.cause:
+            raise UnusableError(ended.cause)
+        answer = read_answer(ended.stdout, self.request)
+        document = {"key": self.key, "answer": answer.model_dump()}
+        write_json(self.folder / "decision.json", document)
+        return answer
+
+
+def _read(path: Path) -> Mapping[str, Json]:
+    """A file of this module's; empty where there is none that can be used."""
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}
