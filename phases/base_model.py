@@ -188,7 +188,7 @@ def load_base_model(
     if quantization != "nf4":
         model.to(str(engine.get("device", "cpu")))
     if adapter is not None:
-        model = _with_adapter(model, adapter, trainable=trainable)
+        model = _with_adapter(model, adapter, folder, trainable=trainable)
     if not trainable:
         model.eval()
     # A frozen head on a strided slice takes a path in torch that copies the whole vocabulary
@@ -219,10 +219,14 @@ def convert_gguf(gguf: Path, output: Path) -> None:
     tokenizer.save_pretrained(output)
 
 
-def _with_adapter(model: Any, adapter: Path, *, trainable: bool) -> Any:
+def _with_adapter(model: Any, adapter: Path, folder: Path, *, trainable: bool) -> Any:
     from peft import PeftModel  # noqa: PLC0415 - slow to import, not needed by every caller
 
-    return PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    tuned = PeftModel.from_pretrained(model, str(adapter), is_trainable=trainable)
+    for config in tuned.peft_config.values():
+        # The adapter names its base by name; PEFT would ask the hub for it whenever it saves.
+        config.base_model_name_or_path = str(folder)
+    return tuned
 
 
 def _guarded(
