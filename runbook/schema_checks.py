@@ -12,7 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from runbook.contract import Json
-from runbook.params import all_params, expand, find_param, is_number
+from runbook.params import all_params, expand, find, is_number
 from runbook.problems import Problem, printable, quoted, suggestion
 from runbook.schema_models import AdjustmentModel, RunbookModel, SpecModel, StepModel
 from runbook.step_function import check_function
@@ -84,7 +84,9 @@ def check_steps(source: Source, slots: Sequence[Slot], folder: Path) -> Iterator
         if slot.step.spec is None:
             spec = SpecModel(spec=1)
         if spec is not None:
-            yield from _check_adjusting(source, slot, slot.step, spec, _rerun(slots, i, spec))
+            yield from _check_adjusting(
+                source, slot, slot.step, spec, _rerun_params(slots, i, spec)
+            )
 
 
 def _check_links(
@@ -138,12 +140,17 @@ def _check_output(
     taken.setdefault(step.output, slot.name)
 
 
-def _rerun(slots: Sequence[Slot], index: int, own: SpecModel) -> list[dict[str, Json]]:
-    """The parameters of each step that a retry runs again, the step's own first."""
+def rerun_slots(slots: Sequence[Slot], index: int) -> list[Slot]:
+    """The steps that a retry of this one runs again, in order, itself last."""
     step = slots[index].step
     names = [slot.name for slot in slots[:index]]
-    first = step.rerun_from if step else None
-    earlier = slots[names.index(first) : index] if first in names else []
+    first = names.index(step.rerun_from) if step and step.rerun_from in names else index
+    return list(slots[first : index + 1])
+
+
+def _rerun_params(slots: Sequence[Slot], index: int, own: SpecModel) -> list[dict[str, Json]]:
+    """What a retry may change, the step's own parameters first."""
+    earlier = rerun_slots(slots, index)[:-1]
     return [own.params, *(s.spec.model.params for s in earlier if s.spec and s.spec.model)]
 
 
@@ -184,7 +191,7 @@ def _check_changes(
 
 
 def _check_number(params: list[dict[str, Json]], name: str) -> tuple[str, str] | None:
-    found = [value for part in params if (value := _param(part, name)) is not None]
+    found = [value for part in params if (value := find(part, name)) is not None]
     if not found:
         numbers = [n for part in params for n, v in all_params(part) if is_number(v)]
         return f"the spec has no parameter {quoted(name)}", suggestion(name, numbers)
@@ -192,13 +199,6 @@ def _check_number(params: list[dict[str, Json]], name: str) -> tuple[str, str] |
         what = f"the parameter {quoted(name)} is {quoted(found[0])}, not a number"
         return what, "only numbers can be adjusted"
     return None
-
-
-def _param(params: Json, name: str) -> Json:
-    try:
-        return find_param(params, name)
-    except KeyError:
-        return None
 
 
 def check_files(spec: SpecFile, environ: Mapping[str, str]) -> Iterator[Problem]:

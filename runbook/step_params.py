@@ -20,7 +20,7 @@ from runbook.errors import ConfigError
 from runbook.overrides import Override
 from runbook.params import find, is_number, overlay
 from runbook.problems import Problem, printable, quoted
-from runbook.schema_checks import Slot
+from runbook.schema_checks import Slot, rerun_slots
 from runbook.schema_errors import Fault, find_faults
 from runbook.schema_models import SpecModel
 from runbook.step_function import check_function, declared_params
@@ -155,19 +155,11 @@ def _check_ranges(source: Source, slots: Sequence[Slot], index: int) -> Iterator
     slot = slots[index]
     for name, allowed in slot.step.adjustable.items() if slot.step else ():
         for end, bound in (("min", allowed.min), ("max", allowed.max)):
-            for owner in _rerun(slots, index):
+            for owner in rerun_slots(slots, index):
                 for fault in _bound_faults(owner, name, bound):
                     what = f"{end} of {quoted(name)} cannot be set: {fault.what}"
                     path = (*slot.path, "adjustable", name)
                     yield source.problem(path, what, fault.fix, key=True)
-
-
-def _rerun(slots: Sequence[Slot], index: int) -> list[Slot]:
-    """The steps that a retry runs again, whose parameters it may change."""
-    step = slots[index].step
-    names = [slot.name for slot in slots[:index]]
-    first = names.index(step.rerun_from) if step and step.rerun_from in names else index
-    return list(slots[first : index + 1])
 
 
 def _bound_faults(owner: Slot, name: str, bound: float) -> list[Fault]:
