@@ -22,7 +22,7 @@ from runbook.errors import ConfigError, CorruptError, NeedsPersonError, RunbookE
 
 COMPLETE = "COMPLETE.json"
 TEMPORARY = ".runbook-tmp"
-_LATER = re.compile(r"COMPLETE\.json|(session_)?manifest\.json|manifest_[^/]*\.json")
+_LATER = re.compile(r"COMPLETE\.json|(session_)?manifest\.json")
 """Top-level files that are added once a folder's content is final, so they are not in its hash."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _VOLUME = frozenset(

@@ -243,10 +243,9 @@ class _Session:
     def _write_manifest(self, step: PlannedStep) -> None:
         mine = self.state.steps[step.name]
         assert mine.started is not None
-        shared = sum(other.output == step.output for other in self.plan.steps) > 1
         output = self.workspace.inside(mine.started.output)
         judgement = self._write_judgement(output, mine)
-        path = self.workspace.manifest(output, step.name if shared else "")
+        path = self.workspace.manifest(output)
         sha = artifacts.write_json(
             path, manifest.step_manifest(self.plan, self.state, step, judgement)
         )

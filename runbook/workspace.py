@@ -107,11 +107,11 @@ class Workspace:
     def review(self, opened: datetime, topic: str) -> Path:
         return self.reviews / f"{stamp(opened)}_{topic}"
 
-    def manifest(self, output: Path, step: str = "") -> Path:
-        """Where a step's manifest stands; named after the step where steps share a folder."""
+    def manifest(self, output: Path) -> Path:
+        """Where the manifest of the step that made a folder stands; no two steps share one."""
         if self.relative(output).startswith("artifacts/data_gen_pilot_"):
             return output / "session_manifest.json"
-        return output / (f"manifest_{step}.json" if step else "manifest.json")
+        return output / "manifest.json"
 
     def inside(self, relative: str) -> Path:
         """A path of this workspace. Raises ConfigError for one that leads out of it."""
