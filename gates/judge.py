@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gates import significance, thresholds
+from gates import instruments, significance, thresholds
 from runbook.contract import Gate, Judgement, Metric
 
 
@@ -18,5 +18,6 @@ def judge_gate(gate: Gate, metrics: Sequence[Metric], workspace: Path, *, final:
         final: the sample cannot be extended any more.
     """
     known, details = significance.derive(metrics, workspace)
+    known, more = instruments.derive(known, workspace)
     judgement = thresholds.judge(gate.criteria, known, final=final)
-    return replace(judgement, details=details)
+    return replace(judgement, details={**details, **more})

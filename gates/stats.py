@@ -1,4 +1,4 @@
-"""Statistics for gates: intervals for one rate, tests for two rates on the same items.
+"""Statistics for gates: intervals for a rate or an AUC, tests for two rates on the same items.
 
 Rule: a number that enters a verdict is computed here and nowhere else, from counts of successes,
 never from rates that were rounded before. Degenerate input has a stated answer (no items, no
@@ -13,7 +13,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 """Of every interval in a `PairedComparison`."""
@@ -79,6 +79,41 @@ def wilson_bound(
         raise ValueError(f"wilson_bound: side is {side!r}; give 'lower' or 'upper'.")
     low, high = _score_interval(successes, n, _normal_quantile(confidence, tails=1))
     return low if side == "lower" else high
+
+
+def auc(good: Sequence[float], bad: Sequence[float]) -> float:
+    """Return how often a good item scores higher than a bad one, a tie counted half.
+
+    The area under the ROC curve, by the Mann-Whitney statistic. Raises ValueError where either is
+    empty or a score is not finite.
+    """
+    _check_scores(good=good, bad=bad)
+    found = stats.mannwhitneyu(list(good), list(bad)).statistic
+    return float(found) / (len(good) * len(bad))
+
+
+def auc_bound(area: float, good: int, bad: int, confidence: float = CONFIDENCE) -> float:
+    """Return the one-sided lower bound of an AUC by Newcombe's method 5 (2006).
+
+    The area at which the measured one is just as far off as the confidence allows, with Hanley
+    and McNeil's variance taken there. So an AUC of 1 has a bound below 1, as a rate of 1 has.
+    Raises ValueError for an area outside [0, 1] or no items.
+    """
+    if not 0 <= area <= 1:
+        raise ValueError(f"auc_bound: the area is {area!r}; give a share between 0 and 1.")
+    _check_counts(good=good, bad=bad)
+    if not good or not bad:
+        raise ValueError("auc_bound: no items of one label; score both.")
+    z = _normal_quantile(confidence, tails=1)
+    weight = (good + bad) / 2 - 1
+
+    def gap(theta: float) -> float:
+        spread = weight * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return area - theta - z * math.sqrt(theta * (1 - theta) * (1 + spread) / (good * bad))
+
+    # At 0 the gap is the area itself, just below the area it is negative: the root lies between.
+    # At an area of 1 the variance vanishes, so that 1 itself would be a root, and no bound.
+    return float(optimize.brentq(gap, 0.0, area * (1 - 1e-9))) if area > 0 else 0.0
 
 
 def mcnemar_chi2(n01: int, n10: int) -> tuple[float, float]:
@@ -223,6 +258,15 @@ def _check_counts(**counts: int) -> None:
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, Integral) or count < 0:
             raise ValueError(f"{name} is {count!r}; give a count: a whole number, 0 or more.")
+
+
+def _check_scores(**columns: Sequence[float]) -> None:
+    for name, scores in columns.items():
+        if not len(scores):
+            raise ValueError(f"auc: no {name} items; score at least one.")
+        for place, score in enumerate(scores):
+            if isinstance(score, bool) or not math.isfinite(score):
+                raise ValueError(f"auc: {name}[{place}] is {score!r}; give a finite score.")
 
 
 def _check_columns(

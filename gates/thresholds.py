@@ -19,6 +19,7 @@ _WORST_FIRST: Final = (Verdict.INVALID, Verdict.FAIL, Verdict.UNDERPOWERED)
 _RANGES: Final[dict[str, Callable[[float], bool]]] = {
     "p_value": lambda v: 0 <= v <= 1,
     "rate": lambda v: 0 <= v <= 1,
+    "instrument": lambda v: 0 <= v <= 1,
     "census": lambda v: v >= 0,
 }
 
@@ -79,6 +80,8 @@ def _judge_one(criterion: Criterion, metric: Metric | None, *, final: bool) -> C
     if fault:
         return _with(blank, Verdict.INVALID, fault)
     assert metric.value is not None
+    if criterion.kind == "instrument":
+        return _judge_instrument(criterion, metric, blank)
     holds = _holds(criterion, metric.value)
     if metric.instrument is not Instrument.OK and not (criterion.kind == "sentinel" and not holds):
         told = f"read {metric.value:.4g} from an instrument that is {metric.instrument.value}"
@@ -113,6 +116,26 @@ def _fault(criterion: Criterion, metric: Metric) -> str:
         if not 0 <= metric.successes <= metric.n or not consistent:
             return f"{metric.successes} of {metric.n} is not {metric.value:.4g}"
     return ""
+
+
+def _judge_instrument(
+    criterion: Criterion, metric: Metric, blank: CriterionResult
+) -> CriterionResult:
+    """An instrument's own check: what does not pass it cannot be believed, so never ``fail``."""
+    assert metric.value is not None
+    blank = replace(blank, bound=metric.bound)
+    if metric.instrument is not Instrument.OK:
+        told = f"the instrument is {metric.instrument.value}"
+        return _with(blank, Verdict.INVALID, f"{told}: {metric.note}" if metric.note else told)
+    if metric.bound is None or not math.isfinite(metric.bound) or metric.bound > metric.value:
+        return _with(blank, Verdict.INVALID, f"read {metric.value:.4g} without a lower 95 % bound")
+    if metric.n is None or metric.n < criterion.min_n:
+        told = f"n is {metric.n}, the criterion asks for {criterion.min_n}"
+        return _with(blank, Verdict.INVALID, told)
+    told = f"{metric.value:.4g}, its lower 95 % bound {metric.bound:.4g}"
+    if not _holds(criterion, metric.bound):
+        return _with(blank, Verdict.INVALID, f"{told} does not satisfy {blank.threshold}")
+    return _with(blank, Verdict.PASS, f"{told} satisfies {blank.threshold}")
 
 
 def _judge_rate(

@@ -1,7 +1,8 @@
 """What every training step shares: settings, checkpoints, and the end of a finished one.
 
 Rule: a checkpoint counts once its COMPLETE.json is committed. A half-written one is never resumed
-from, and is removed. Which loss is trained on is not this module's business.
+from, and is removed. Which loss is trained on is not this module's business; which positions it
+asks for is, so that no others are computed.
 """
 
 import json
@@ -53,6 +54,42 @@ def trainer_settings(request: PhaseRequest, params: TrainingParams) -> dict[str,
         "bf16": False,
         "dataloader_pin_memory": False,
     }
+
+
+def score_responses_alone(model: Any) -> None:
+    """Have TRL's fused head score the labelled positions alone, and give its answer as before.
+
+    On a GPU it does so itself. On a CPU it projects every position, prompts and padding too, onto
+    the whole vocabulary, forward and backward, and drops them (measured on two cores, 8
+    rows of 30 tokens of which 9 count, Gemma 3 270M: 4.3 s a step against 2.0 s).
+
+    Args:
+        model: the PEFT model of a trainer that was made.
+    """
+    running: list[torch.Tensor] = []
+
+    def pick(_: Any, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        running.clear()
+        if kwargs.get("fused_lm_head"):
+            labels = kwargs.pop("labels")[:, 1:]
+            running.append(labels != -100)
+            kwargs["shift_labels"] = labels[running[0]][None]
+        return args, kwargs
+
+    def narrow(_: Any, __: Any, output: Any) -> None:
+        for mask in running:
+            output.last_hidden_state = output.last_hidden_state[:, :-1][mask][None]
+
+    def widen(_: Any, __: Any, output: Any) -> None:
+        for mask in running:
+            scored = {name: value for name, value in output.items() if value.dim() == 2}
+            for name, value in scored.items():
+                output[name] = value.new_zeros(mask.shape).masked_scatter(mask, value)
+        running.clear()
+
+    model.register_forward_pre_hook(pick, with_kwargs=True)
+    model.get_base_model().base_model.register_forward_hook(narrow)
+    model.register_forward_hook(widen)
 
 
 class CommitCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers ships no types

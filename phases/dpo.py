@@ -18,6 +18,7 @@ from phases.checkpoints import (
     check_weights,
     logged,
     save_adapter,
+    score_responses_alone,
     train,
     trainer_settings,
 )
@@ -109,6 +110,7 @@ def make_trainer(
         if weight.requires_grad:
             start = trainer.model.get_parameter(name.replace(f".{ADAPTER}.", f".{REFERENCE}."))
             weight.data = start.detach().float().clone()
+    score_responses_alone(trainer.model)
     return trainer
 
 

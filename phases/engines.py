@@ -67,6 +67,13 @@ class Engine(Protocol):
         The label with and without a leading space is summed. Shape: one pair a suffix.
         """
 
+    def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
+        """Log-probability, in nats, of every token of a text that follows prefix + lead.
+
+        A text is given in pieces: the first is the lead, which is not scored, the others follow
+        it one after another. Returned are, for each text, a list for each piece but the lead.
+        """
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special ones not counted."""
 

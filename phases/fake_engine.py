@@ -5,7 +5,9 @@ on any machine. What it says is made up and never worth training on, so every re
 ``engine: fake``. A text follows by SHA-256 from prompt, seed and row, and from the prompt alone
 where the sampling is greedy; never from the clock or from earlier calls.
 
-Two variables of the child's environment script it:
+Variables of the child's environment script it:
+    RUNBOOK_FAKE_LABELS   probe files, ``:`` between them, whose rows it judges as they are
+                          labelled; without it no filter that reads it calibrates
     RUNBOOK_FAKE_CALLS    a file that gets one JSON line for each call, before it is answered
     RUNBOOK_FAKE_KILL_AT  N: SIGKILL this process at the file's N-th line, so once over all restarts
 """
@@ -16,10 +18,12 @@ import math
 import os
 import re
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
 
+from phases import prompts
 from phases.clean import DELIMITER
 from phases.engines import Generation, Sampling
 from runbook.contract import Json
@@ -27,12 +31,13 @@ from runbook.errors import ConfigError
 
 CALLS: Final = "RUNBOOK_FAKE_CALLS"
 KILL_AT: Final = "RUNBOOK_FAKE_KILL_AT"
+LABELS: Final = "RUNBOOK_FAKE_LABELS"
 
 FLAWS: Final = {"endless": 3, "new turn": 3, "repeating": 2}
 """Per cent of the answers that never end and so meet the token limit, that run into a turn of
 their own instead of the delimiter, and that say one thing over and over."""
 BAD: Final = 12
-"""Per cent of the texts that the critic is told are bad."""
+"""Per cent of the texts without a label that it takes for bad."""
 
 _COMPLETIONS: Final = {
     "The capital of France is": "Paris.",
@@ -47,6 +52,7 @@ _COMPLETIONS: Final = {
 _NUMBER: Final = re.compile(r"\n(\d+)\.$")
 _TURN: Final = "Instruction: "
 _ASKS: Final = "\nResponse:"
+_LABEL: Final = "\nLabel:"
 _PER_LIST: Final = 5
 
 _WORDS: Final = re.compile(r"\w+")
@@ -110,7 +116,19 @@ class FakeEngine:
     ) -> list[tuple[float, float]]:
         """As the protocol has it; the first label is the one that the fake takes for good."""
         _note("label_logps", None, [prefix, *suffixes, *labels])
-        return [_judge(_Draws("label", suffix)) for suffix in suffixes]
+        odds = [_odds(suffix.removesuffix(_LABEL)) for suffix in suffixes]
+        return [(-math.log1p(math.exp(-x)), -math.log1p(math.exp(x))) for x in odds]
+
+    def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
+        """As the protocol has it: what it takes for good is likely after good examples."""
+        _note("text_logps", None, [prefix, *("".join(text) for text in texts)])
+        sign = -1 if prefix.startswith(prompts.LIST_OF_BAD) else 1
+        found = []
+        for lead, *pieces in texts:
+            about = f"{lead}{pieces[0]}".strip()
+            odds = 0.0 if lead == prompts.BARE_RESPONSE else sign * _odds(about)
+            found.append([[(odds - 8) / 4] * len(piece.split()) for piece in pieces])
+        return found
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
@@ -225,11 +243,27 @@ def _cut(text: str, limit: int, stop: Sequence[str]) -> Generation:
     return Generation(kept[:end], len(kept[:end].split()), hit_limit=False)
 
 
-def _judge(draws: _Draws) -> tuple[float, float]:
-    """Log-probabilities of good and bad: they are all there is, and differ by the margin."""
+def _odds(about: str) -> float:
+    """How good it takes a text for, as log-odds of at least 0.5 either way."""
+    draws = _Draws("label", about)
     margin = (50 + draws.below(300)) / 100
-    odds = -margin if draws.below(100) < BAD else margin
-    return -math.log1p(math.exp(-odds)), -math.log1p(math.exp(odds))
+    bad = draws.below(100) < BAD
+    return -margin if not _labels().get(about, not bad) else margin
+
+
+@cache
+def _labels() -> Mapping[str, bool]:
+    """The labels it was given, by the text as it stands in a prompt."""
+    found = {}
+    for path in filter(None, os.environ.get(LABELS, "").split(os.pathsep)):
+        for line in Path(path).read_text("utf-8").splitlines():
+            row = json.loads(line)
+            if "text" in row:
+                found[f"{prompts.INSTRUCTION} {row['text']}"] = bool(row["good"])
+            else:
+                asked = prompts.evaluation_prompt(row["instruction"])
+                found[f"{asked} {row['response']}"] = bool(row["good"])
+    return found
 
 
 def _note(call: str, seed: int | None, texts: Sequence[str]) -> None:

@@ -1,9 +1,9 @@
 """Instructions, critique, responses, critique: rounds of data generation, shared by A and B.
 
-A round asks for lists of instructions, parses and screens them, lets the critic judge them,
-answers the accepted ones, cleans, and judges the pairs. Rounds go on until enough rows are kept
-and enough raw ones stand behind the rates. Every candidate keeps its fate, so that each rate can
-be recomputed from the rows.
+A round asks for lists of instructions, parses and screens them, has a calibrated filter judge
+them, answers the accepted ones, cleans, and has the pairs judged. Rounds go on until enough rows
+are kept and enough raw ones stand behind the rates. Every candidate keeps its fate, so that each
+rate can be recomputed from the rows.
 """
 
 import re
@@ -14,8 +14,9 @@ from typing import Final
 
 from pydantic import Field
 
-from phases import clean, critic, prompts
+from phases import clean, prompts
 from phases.engines import Engine, SamplingParams
+from phases.filters import Filter, keeps
 from phases.records import Row, batch, chunks
 from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
@@ -39,9 +40,6 @@ class GenerationParams(SamplingParams):
     target_kept: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
     instructions: ListSampling
-    margin: float = Field(ge=0)
-    """Smallest log-odds, in nats, that the instruction critic's 'good' needs to be confident."""
-    pair_margin: float = Field(ge=0)
     near_duplicate: float = Field(gt=0, le=1)
     """Jaccard index of word sets from which two instructions are near-duplicates."""
 
@@ -109,6 +107,8 @@ class Generator:
     engine: Engine
     params: GenerationParams
     shots: prompts.FewShot
+    filters: tuple[Filter, Filter]
+    """Of instructions and of pairs."""
     screen: Screen
     prefix: str
     """Front of this stream's batch keys, e.g. ``shard-1/``."""
@@ -130,11 +130,11 @@ class Generator:
         kept = sum(row["fate"] == "kept" for row in before)
         candidates = self._candidates(key, kept)
         fresh = [row for row in candidates if not row["fate"]]
-        self._judge_instructions(f"{key}/instruction_critic", fresh, kept)
+        self._judge_instructions(f"{key}/instruction_filter", fresh, kept)
         accepted = [row for row in fresh if not row["fate"]]
         self._respond(f"{key}/responses", accepted, kept)
         clean_rows = [row for row in accepted if not row["fate"]]
-        self._judge_pairs(f"{key}/pair_critic", clean_rows, kept)
+        self._judge_pairs(f"{key}/pair_filter", clean_rows, kept)
         return candidates
 
     def _candidates(self, key: str, kept: int) -> list[Row]:
@@ -164,11 +164,11 @@ class Generator:
     def _judge_instructions(self, key: str, rows: list[Row], kept: int) -> None:
         def make(part: list[Row]) -> list[Row]:
             texts = [row["instruction"] for row in part]
-            judged = critic.judge_instructions(self.engine, self.shots, texts, self.params.margin)
-            return [{"instruction_critic": c.to_dict()} for c in judged]
+            judged = self.filters[0].judge(self.engine, self.shots, texts)
+            return [{"instruction_critique": critique} for critique in judged]
 
         for row in self._each(key, rows, kept, lambda part, _seed: make(part)):
-            if not _keeps(row["instruction_critic"]):
+            if not keeps(row["instruction_critique"]):
                 row["fate"] = "rejected_instruction"
 
     def _respond(self, key: str, rows: list[Row], kept: int) -> None:
@@ -201,11 +201,11 @@ class Generator:
     def _judge_pairs(self, key: str, rows: list[Row], kept: int) -> None:
         def make(part: list[Row]) -> list[Row]:
             pairs = [(row["instruction"], row["response"]) for row in part]
-            judged = critic.judge_pairs(self.engine, self.shots, pairs, self.params.pair_margin)
-            return [{"pair_critic": c.to_dict()} for c in judged]
+            judged = self.filters[1].judge(self.engine, self.shots, pairs)
+            return [{"pair_critique": critique} for critique in judged]
 
         for row in self._each(key, rows, kept, lambda part, _seed: make(part)):
-            row["fate"] = "kept" if _keeps(row["pair_critic"]) else "rejected_pair"
+            row["fate"] = "kept" if keeps(row["pair_critique"]) else "rejected_pair"
 
     def _each(
         self, key: str, rows: list[Row], kept: int, make: Callable[[list[Row], int], list[Row]]
@@ -244,10 +244,6 @@ def _length(row: Row) -> int:
     return len(row["instruction"]) + len(row.get("response", ""))
 
 
-def _keeps(critique: Json) -> bool:
-    return bool(critique["is_good"] and critique["confident"])
-
-
 def to_record(
     row: Row, request: PhaseRequest, engine: Engine, params: GenerationParams, sentinel: Json
 ) -> Row:
@@ -258,8 +254,8 @@ def to_record(
         "prompt": prompts.evaluation_prompt(row["instruction"]),
         "completion": prompts.completion(row["response"]),
         "response_tokens": row["response_tokens"],
-        "instruction_critic": row["instruction_critic"],
-        "pair_critic": row["pair_critic"],
+        "instruction_critique": row["instruction_critique"],
+        "pair_critique": row["pair_critique"],
         "metadata": {
             **request.provenance,
             **engine.stated(),

@@ -5,6 +5,7 @@ from typing import Final
 
 from phases import contamination, qc
 from phases.engines import Engine, open_engine
+from phases.filters import load_filters
 from phases.generation import (
     Generator,
     PilotParams,
@@ -23,6 +24,7 @@ PARAMS: Final = "phases.generation:PilotParams"
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``dataset`` (kept records) and ``candidates`` (every row's fate)."""
     params = parse_params(PilotParams, request)
+    filters = load_filters(request, Path(params.few_shot))
     engine = open_engine(request)
     sentinels, sentinel = read_sentinels(request, engine)
     shots = load_few_shot(Path(params.few_shot))
@@ -31,7 +33,7 @@ def run(request: PhaseRequest) -> PhaseResult:
         seen_instructions(shots),
         load_instructions(Path(params.held_out)),
     )
-    generator = Generator(request, engine, params, shots, screen, "", params.raw_rows)
+    generator = Generator(request, engine, params, shots, filters, screen, "", params.raw_rows)
     rows = generator.run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.target_kept]
     records = [to_record(row, request, engine, params, sentinel) for row in kept]

@@ -1,4 +1,4 @@
-"""Step, phase D: pairs for DPO, by best-of-N with the pair critic.
+"""Step, phase D: pairs for DPO, by best-of-N with the calibrated filter of pairs.
 
 The tuned model answers each instruction several times; then the base model, adapter off, judges
 the answers. Chosen is the best that is good and confident, rejected the worst of the rest. An
@@ -17,8 +17,9 @@ from typing import Final
 
 from pydantic import Field
 
-from phases import clean, critic, prompts
+from phases import clean, prompts
 from phases.engines import Engine, Generation, SamplingParams, open_engine
+from phases.filters import Filter, keeps, load_filters
 from phases.pilot import read_sentinels
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
@@ -41,11 +42,9 @@ class PreferenceParams(SamplingParams):
     temperature: float = Field(gt=0)
     """Greedy answers would all be one."""
     quantization: str = Field(pattern="^(none|nf4)$")
-    """Of the tuned model while it answers; the critic reads the base as the runbook declares it."""
-    pair_margin: float = Field(ge=0)
-    """Smallest log-odds, in nats, that the critic's 'good' needs to be confident."""
+    """Of the tuned model while it answers; the filter reads the base as the runbook declares it."""
     min_gap: float = Field(gt=0)
-    """Smallest difference, in nats, between the log-odds of chosen and rejected."""
+    """Smallest difference between the filter's scores of chosen and rejected."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,13 @@ def run(request: PhaseRequest) -> PhaseResult:
     params = parse_params(PreferenceParams, request)
     records = read_jsonl(request.workspace / request.inputs["scale"]["dataset"].path)
     asked = [str(record["instruction"]) for record in records[: params.instructions]]
+    _, pair_filter = load_filters(request, Path(params.few_shot))
     answers = _answer(request, params, asked)
     judge = open_engine(request)
     sentinels, sentinel = read_sentinels(request, judge)
-    _judge(request, params, judge, answers)
+    _judge(request, params, pair_filter, judge, answers)
     choices = [_settle(rows, params.min_gap) for rows in answers.values()]
-    stated = _metadata(request, params, judge, sentinel)
+    stated = _metadata(request, params, pair_filter, judge, sentinel)
     pairs = [
         to_record(choice.chosen, choice.rejected, stated)
         for choice in choices
@@ -142,10 +142,11 @@ def _fault(row: Row) -> str:
 def _judge(
     request: PhaseRequest,
     params: PreferenceParams,
+    pair_filter: Filter,
     judge: Engine,
     answers: Mapping[str, Sequence[Row]],
 ) -> None:
-    """Add ``pair_critic`` to the answers of every instruction that still has two of them."""
+    """Add ``pair_critique`` to the answers of every instruction that still has two of them."""
     shots = prompts.load_few_shot(Path(params.few_shot))
     sound = [[row for row in rows if not row["fate"]] for rows in answers.values()]
     rows = [row for group in sound if len(group) > 1 for row in group]
@@ -155,13 +156,13 @@ def _judge(
         pairs = [(str(row["instruction"]), str(row["response"])) for row in part]
 
         def make(_seed: int, pairs: list[tuple[str, str]] = pairs) -> list[Row]:
-            judged = critic.judge_pairs(judge, shots, pairs, params.pair_margin)
-            return [{"pair_critic": critique.to_dict()} for critique in judged]
+            judged = pair_filter.judge(judge, shots, pairs)
+            return [{"pair_critique": critique} for critique in judged]
 
-        made = batch(request, f"pair_critic/{number:04d}", make)
+        made = batch(request, f"pair_filter/{number:04d}", make)
         for row, facts in zip(part, made, strict=True):
             row.update(facts)
-        _tell(request, "pair critic", number + 1, len(groups), [])
+        _tell(request, "pair filter", number + 1, len(groups), [])
 
 
 def _tell(request: PhaseRequest, stage: str, done: int, total: int, rows: Sequence[Row]) -> None:
@@ -182,22 +183,22 @@ def _settle(rows: Sequence[Row], min_gap: float) -> Choice:
 def choose(rows: Sequence[Row], min_gap: float) -> Choice:
     """The pair that one instruction's judged answers make; of equals, the one drawn first.
 
-    ``rows`` carry ``fate`` and, where that is empty and another answer's too, ``pair_critic``.
+    ``rows`` carry ``fate`` and, where that is empty and another answer's too, ``pair_critique``.
     """
     judged = [row for row in rows if not row["fate"]]
     if len(judged) < 2:
         return Choice("too_few")
-    best = max(judged, key=_margin)
-    if not (best["pair_critic"]["is_good"] and best["pair_critic"]["confident"]):
+    best = max(judged, key=_score)
+    if not keeps(best["pair_critique"]):
         return Choice("none_good")
-    worst = min((row for row in judged if row is not best), key=_margin)
-    if _margin(best) - _margin(worst) < min_gap:
+    worst = min((row for row in judged if row is not best), key=_score)
+    if _score(best) - _score(worst) < min_gap:
         return Choice("near_equal")
     return Choice(PAIRED, best, worst)
 
 
-def _margin(row: Row) -> float:
-    return float(row["pair_critic"]["margin"])
+def _score(row: Row) -> float:
+    return float(row["pair_critique"]["score"])
 
 
 def to_record(chosen: Row, rejected: Row, stated: Mapping[str, Json]) -> Row:
@@ -209,14 +210,18 @@ def to_record(chosen: Row, rejected: Row, stated: Mapping[str, Json]) -> Row:
         "rejected": prompts.completion(rejected["response"]),
         "chosen_tokens": chosen["response_tokens"],
         "rejected_tokens": rejected["response_tokens"],
-        "chosen_critic": chosen["pair_critic"],
-        "rejected_critic": rejected["pair_critic"],
+        "chosen_critique": chosen["pair_critique"],
+        "rejected_critique": rejected["pair_critique"],
         "metadata": {**stated, "seed": chosen["seed"]},
     }
 
 
 def _metadata(
-    request: PhaseRequest, params: PreferenceParams, judge: Engine, sentinel: Json
+    request: PhaseRequest,
+    params: PreferenceParams,
+    pair_filter: Filter,
+    judge: Engine,
+    sentinel: Json,
 ) -> dict[str, Json]:
     return {
         **request.provenance,
@@ -227,9 +232,10 @@ def _metadata(
         "step": request.step,
         "attempt": request.attempt,
         "sentinel": sentinel,
-        "critic": {
+        "filter": {
+            "name": pair_filter.name,
+            "margin": pair_filter.margin,
             "quantization": judge.stated().get("quantization"),
-            "pair_margin": params.pair_margin,
             "min_gap": params.min_gap,
         },
         "generation": {
@@ -269,7 +275,7 @@ def _finished(
 
 
 def measure(pairs: Sequence[Row], outcomes: Mapping[str, int], evidence: str) -> tuple[Metric, ...]:
-    """Counts and shares; ``chosen_longer`` near 1 says that the critic rewards length."""
+    """Counts and shares; ``chosen_longer`` near 1 says that the filter rewards length."""
     asked, made = sum(outcomes.values()), len(pairs)
     longer = sum(pair["chosen_tokens"] > pair["rejected_tokens"] for pair in pairs)
     return (

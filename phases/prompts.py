@@ -17,6 +17,15 @@ from phases.clean import DELIMITER
 from runbook.errors import ConfigError
 
 SEEDS_SHOWN: Final = 6
+ENDING: Final = f"\n{DELIMITER}"
+"""What closes a response."""
+INSTRUCTION: Final = "Instruction:"
+BARE_RESPONSE: Final = "Response:"
+LISTS: Final = 3
+"""Lists of examples whose readings are averaged. Measured on the tuning half with Gemma 3 270M: one
+list of 48 has an AUC of 0.88, three of 16 have 0.92, each of them alone 0.79 to 0.85."""
+LIST_OF_GOOD: Final = "Each of these instructions is clear, specific and achievable.\n\n"
+LIST_OF_BAD: Final = "Each of these instructions is vague, incomplete or impossible.\n\n"
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -46,8 +55,8 @@ class FewShot(_Strict):
 
     instructions: list[Text] = Field(min_length=SEEDS_SHOWN)
     responses: list[Pair] = Field(min_length=1)
-    instruction_critic: list[LabelledInstruction] = Field(min_length=2)
-    pair_critic: list[LabelledPair] = Field(min_length=2)
+    labelled_instructions: list[LabelledInstruction] = Field(min_length=2)
+    labelled_pairs: list[LabelledPair] = Field(min_length=2)
 
 
 def load_few_shot(path: Path) -> FewShot:
@@ -101,20 +110,37 @@ def instruction_list_prompt(shots: FewShot, seed: int) -> str:
 
 def response_prompt(shots: FewShot, instruction: str) -> str:
     """Few-shot pairs, each closed by the delimiter, then the instruction."""
-    shown = "".join(
-        f"{evaluation_prompt(p.instruction)} {p.response}\n{DELIMITER}\n\n" for p in shots.responses
+    return response_prefix(shots) + evaluation_prompt(instruction)
+
+
+def response_prefix(shots: FewShot) -> str:
+    """What stands before the instruction in ``response_prompt``, the same for all."""
+    return "".join(
+        f"{evaluation_prompt(p.instruction)} {p.response}{ENDING}\n\n" for p in shots.responses
     )
-    return shown + evaluation_prompt(instruction)
 
 
 def evaluation_prompt(instruction: str) -> str:
     """What the model is trained and evaluated on."""
-    return f"Instruction: {instruction}\nResponse:"
+    return f"{INSTRUCTION} {instruction}\n{BARE_RESPONSE}"
 
 
 def completion(response: str) -> str:
     """What follows ``evaluation_prompt`` in a training row."""
-    return f" {response}\n{DELIMITER}"
+    return f" {response}{ENDING}"
+
+
+def bare_response_prefix(shots: FewShot) -> str:
+    """The few-shot responses without their instructions: what a response is likely like."""
+    return "".join(f"{BARE_RESPONSE} {p.response}{ENDING}\n\n" for p in shots.responses)
+
+
+def example_lists(shots: FewShot, *, good: bool) -> list[str]:
+    """The labelled instructions of one label alone, a line each, dealt onto ``LISTS`` lists."""
+    head = LIST_OF_GOOD if good else LIST_OF_BAD
+    chosen = [s.text for s in shots.labelled_instructions if s.good is good]
+    parts = [chosen[start::LISTS] for start in range(min(LISTS, len(chosen)))]
+    return [head + "".join(f"{INSTRUCTION} {text}\n" for text in part) for part in parts]
 
 
 def instruction_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
@@ -124,12 +150,12 @@ def instruction_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
     )
     return rubric + "".join(
         f"{instruction_critic_suffix(s.text)} {good if s.good else bad}\n\n"
-        for s in shots.instruction_critic
+        for s in shots.labelled_instructions
     )
 
 
 def instruction_critic_suffix(instruction: str) -> str:
-    return f"Instruction: {instruction}\nLabel:"
+    return f"{INSTRUCTION} {instruction}\nLabel:"
 
 
 def pair_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
@@ -139,7 +165,7 @@ def pair_critic_prefix(shots: FewShot, good: str, bad: str) -> str:
     )
     return rubric + "".join(
         f"{pair_critic_suffix(s.instruction, s.response)} {good if s.good else bad}\n\n"
-        for s in shots.pair_critic
+        for s in shots.labelled_pairs
     )
 
 
@@ -152,6 +178,6 @@ def seen_instructions(shots: FewShot) -> Sequence[str]:
     return [
         *shots.instructions,
         *(p.instruction for p in shots.responses),
-        *(p.instruction for p in shots.pair_critic),
-        *(i.text for i in shots.instruction_critic),
+        *(p.instruction for p in shots.labelled_pairs),
+        *(i.text for i in shots.labelled_instructions),
     ]

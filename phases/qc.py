@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from typing import Final
 
 from phases.clean import DELIMITER
+from phases.filters import keeps
 from phases.records import Row
 from runbook.contract import Json, Metric
 
-_MARGIN_BIN: Final = 0.25
+_SCORE_BIN: Final = 0.25
 
 
 def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
@@ -24,10 +25,10 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
         kept: the records of the dataset.
         evidence: path of the candidate rows, relative to the workspace.
     """
-    judged = [r for r in rows if "instruction_critic" in r]
+    judged = [r for r in rows if "instruction_critique" in r]
     raw = [r for r in rows if "raw" in r]
     cleaned = [r for r in raw if r["response"] or r["runaway"]]
-    paired = [r for r in rows if "pair_critic" in r]
+    paired = [r for r in rows if "pair_critique" in r]
     tokens = sorted(r["response_tokens"] for r in kept)
     return (
         _rate(
@@ -53,7 +54,7 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
         ),
         _rate(
             "pair_acceptance",
-            sum(_accepted(r) for r in paired),
+            sum(keeps(r["pair_critique"]) for r in paired),
             len(paired),
             "pairs judged",
             evidence,
@@ -90,25 +91,21 @@ def holds_piece(text: str) -> bool:
     return any(piece in text for piece in pieces if "#" in piece)
 
 
-def _accepted(row: Row) -> bool:
-    return bool(row["pair_critic"]["is_good"] and row["pair_critic"]["confident"])
-
-
 def _rate(name: str, hits: int, n: int, denominator: str, evidence: str) -> Metric:
     value = hits / n if n else None
     return Metric(name, value, n, hits, denominator, evidence=evidence)
 
 
 def summarise(rows: Sequence[Row], kept: Sequence[Row]) -> dict[str, Json]:
-    """Counts, yields, token statistics and margin histograms, for the report."""
+    """Counts, yields, token statistics and score histograms, for the report."""
     tokens = sorted(r["response_tokens"] for r in kept)
     fates = Counter(str(r["fate"]) for r in rows)
     return {
         "yield": {
             "candidates": len(rows),
-            "judged instructions": sum("instruction_critic" in r for r in rows),
+            "judged instructions": sum("instruction_critique" in r for r in rows),
             "accepted instructions": sum("raw" in r for r in rows),
-            "clean responses": sum("pair_critic" in r for r in rows),
+            "clean responses": sum("pair_critique" in r for r in rows),
             "accepted pairs": fates["kept"],
             "in the dataset": len(kept),
         },
@@ -121,9 +118,9 @@ def summarise(rows: Sequence[Row], kept: Sequence[Row]) -> dict[str, Json]:
         }
         if tokens
         else {},
-        "margins": {
-            which: _histogram([r[which]["margin"] for r in rows if which in r])
-            for which in ("instruction_critic", "pair_critic")
+        "scores": {
+            which: _histogram([r[which]["score"] for r in rows if which in r])
+            for which in ("instruction_critique", "pair_critique")
         },
     }
 
@@ -137,7 +134,7 @@ def _quantile(ordered: Sequence[float], q: float) -> float:
 
 def _histogram(values: Sequence[float]) -> dict[str, int]:
     """Counts by the lower edge of bins 0.25 wide."""
-    edges = Counter(math.floor(v / _MARGIN_BIN) * _MARGIN_BIN for v in values)
+    edges = Counter(math.floor(v / _SCORE_BIN) * _SCORE_BIN for v in values)
     return {f"{edge:+.2f}": edges[edge] for edge in sorted(edges)}
 
 

@@ -16,6 +16,7 @@ from pydantic import Field
 
 from phases import qc
 from phases.engines import Engine, open_engine
+from phases.filters import Filter, load_filters
 from phases.generation import (
     GenerationParams,
     Generator,
@@ -56,11 +57,12 @@ class ScaleParams(GenerationParams):
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``dataset`` (the merged set), ``candidates``, and one a shard."""
     params = parse_params(ScaleParams, request)
+    filters = load_filters(request, Path(params.few_shot))
     engine = open_engine(request)
     sentinels, sentinel = read_sentinels(request, engine)
     pilot = read_jsonl(request.workspace / request.inputs["pilot"]["dataset"].path)
     shards = [
-        _shard(request, engine, params, pilot, sentinel, number)
+        _shard(request, engine, params, filters, pilot, sentinel, number)
         for number in range(1, params.shards + 1)
     ]
     return _merge(request, params, pilot, shards, sentinels)
@@ -70,6 +72,7 @@ def _shard(
     request: PhaseRequest,
     engine: Engine,
     params: ScaleParams,
+    filters: tuple[Filter, Filter],
     pilot: Sequence[Row],
     sentinel: Json,
     number: int,
@@ -83,7 +86,8 @@ def _shard(
     seen = [*seen_instructions(shots), *(str(r["instruction"]) for r in pilot)]
     screen = make_screen(params.near_duplicate, seen, load_instructions(Path(params.held_out)))
     part = params.model_copy(update={"target_kept": params.kept_per_shard})
-    rows = Generator(request, engine, part, shots, screen, prefix=f"shard-{number:04d}/").run()
+    prefix = f"shard-{number:04d}/"
+    rows = Generator(request, engine, part, shots, filters, screen, prefix).run()
     kept = [r for r in rows if r["fate"] == "kept"][: params.kept_per_shard]
     records = [to_record(row, request, engine, part, sentinel) for row in kept]
     hashes = {

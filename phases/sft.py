@@ -17,6 +17,7 @@ from phases.checkpoints import (
     check_weights,
     logged,
     save_adapter,
+    score_responses_alone,
     train,
     trainer_settings,
 )
@@ -45,7 +46,7 @@ def run(request: PhaseRequest) -> PhaseResult:
         folder, request.model, request.engine, quantization=params.quantization, trainable=True
     )
     rows = [encode_row(base, record, params.max_length) for record in records]
-    trainer = _trainer(request, params, base, rows)
+    trainer = make_trainer(request, params, base, rows)
     train(request, trainer)
     bad, norm = check_weights(trainer.model)
     losses = logged(trainer, "loss")
@@ -79,20 +80,26 @@ def encode_row(base: Base, record: Row, max_length: int) -> Row:
     return {"input_ids": ids, "labels": [*([-100] * len(prompt)), *response]}
 
 
-def _trainer(request: PhaseRequest, params: SftParams, base: Base, rows: list[Row]) -> SFTTrainer:
-    lora = LoraConfig(
+def adapter_config(params: SftParams) -> LoraConfig:
+    return LoraConfig(
         r=params.r,
         lora_alpha=params.alpha,
         lora_dropout=params.dropout,
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def make_trainer(
+    request: PhaseRequest, params: SftParams, base: Base, rows: list[Row]
+) -> SFTTrainer:
+    """TRL's trainer over the loader's own token ids."""
     trainer = SFTTrainer(
         model=base.model,
         args=SFTConfig(**trainer_settings(request, params)),
         train_dataset=Dataset.from_list(rows),
         processing_class=base.tokenizer,
-        peft_config=lora,
+        peft_config=adapter_config(params),
         callbacks=[CommitCheckpoints(request)],
     )
     # TRL rounds the adapter of a quantized model to bf16, and PEFT widens it again when it loads a
@@ -100,4 +107,5 @@ def _trainer(request: PhaseRequest, params: SftParams, base: Base, rows: list[Ro
     for weight in trainer.model.parameters():
         if weight.requires_grad:
             weight.data = weight.data.float()
+    score_responses_alone(trainer.model)
     return trainer

@@ -5,6 +5,7 @@ It feeds nothing but what ``BaseModel.encode`` made, and is opened by ``phases.e
 
 import copy
 from collections.abc import Sequence
+from os.path import commonprefix
 from typing import Any, Final
 
 import torch
@@ -21,6 +22,13 @@ from phases.engines import Generation, Sampling
 from runbook.contract import Json
 from runbook.errors import ConfigError
 
+_SHARED: Final = 16
+"""Tokens that all prompts of a batch must begin with to be read once for all of them."""
+_HEAD_ROWS: Final = 128
+"""Positions that go through the output layer together."""
+_HEAD_COLUMNS: Final = 8192
+"""Rows of the vocabulary at a time, so that the logits stay in the processor's cache."""
+
 
 class TransformersEngine:
     """Batched generation and last-position label reading with transformers."""
@@ -32,7 +40,12 @@ class TransformersEngine:
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, stop: Sequence[str], seed: int
     ) -> list[Generation]:
-        ids, mask = self._padded([self.base.encode(p) for p in prompts], side="left")
+        rows = [self.base.encode(p) for p in prompts]
+        shared = self._shared(rows, sampling.max_new_tokens)
+        ids, mask = self._padded([row[len(shared) :] for row in rows], side="left")
+        start = torch.tensor([shared] * len(rows), dtype=ids.dtype, device=ids.device)
+        ids = torch.cat([start, ids], dim=1)
+        mask = torch.cat([torch.ones_like(start), mask], dim=1)
         processors = LogitsProcessorList()
         if sampling.temperature > 0:
             generator = torch.Generator(device=self.base.device).manual_seed(seed)
@@ -42,6 +55,7 @@ class TransformersEngine:
             out = self.base.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
+                past_key_values=self._read_once(start) if shared else None,
                 max_new_tokens=sampling.max_new_tokens,
                 do_sample=False,
                 logits_processor=processors,
@@ -49,8 +63,26 @@ class TransformersEngine:
                 pad_token_id=self.base.pad_id,
                 eos_token_id=self.base.eos_id,
             )
-        rows = out[:, ids.shape[1] :].tolist()
-        return [self._generation(row, sampling, stop) for row in rows]
+        made = out[:, ids.shape[1] :].tolist()
+        return [self._generation(row, sampling, stop) for row in made]
+
+    def _shared(self, rows: Sequence[list[int]], new: int) -> list[int]:
+        """What all rows begin with, where it is worth reading once; each keeps a token of its own.
+
+        The padding stands behind it. A sliding window counts padding, so what reaches beyond the
+        window shares nothing.
+        """
+        shared = list(commonprefix([row[:-1] for row in rows]))
+        window = getattr(self.base.model.config, "sliding_window", None)
+        fits = window is None or max(len(row) for row in rows) + new <= window
+        return shared if len(rows) > 1 and len(shared) >= _SHARED and fits else []
+
+    def _read_once(self, start: torch.Tensor) -> DynamicCache:
+        """Keys and values of a start that all rows share. start: (rows, tokens)."""
+        cache = DynamicCache(config=self.base.model.config)
+        self._body()(input_ids=start[:1], past_key_values=cache, use_cache=True)
+        cache.batch_repeat_interleave(len(start))
+        return cache
 
     def _generation(self, row: list[int], sampling: Sampling, stop: Sequence[str]) -> Generation:
         ended = self.base.eos_id in row
@@ -66,35 +98,74 @@ class TransformersEngine:
         self, prefix: str, suffixes: Sequence[str], labels: tuple[str, str]
     ) -> list[tuple[float, float]]:
         label_ids = [self._label_ids(label) for label in labels]
-        cache, length = self._prefix_cache(prefix, len(suffixes))
-        ids, mask = self._padded([self.base.encode(s, continues=True) for s in suffixes], "right")
-        ones = torch.ones((len(suffixes), length), dtype=mask.dtype, device=mask.device)
+        rows = [self.base.encode(s, continues=True) for s in suffixes]
+        hidden = self._hidden(prefix, rows)
+        last = torch.tensor([len(row) - 1 for row in rows], device=self.base.device)
+        wanted = torch.tensor([[i for pair in label_ids for i in pair]], device=self.base.device)
+        with torch.inference_mode():
+            logps = self._head_logps(
+                hidden[torch.arange(len(rows), device=last.device), last],
+                wanted.expand(len(rows), -1),
+            )
+        first = len(label_ids[0])
+        return [(float(row[:first].logsumexp(0)), float(row[first:].logsumexp(0))) for row in logps]
+
+    def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
+        pieces = [[self.base.encode(piece, continues=True) for piece in text] for text in texts]
+        rows = [[i for piece in text for i in piece] for text in pieces]
+        hidden = self._hidden(prefix, rows)
+        places = [
+            (row, at)
+            for row, text in enumerate(pieces)
+            for at in range(len(text[0]), len(rows[row]))
+        ]
+        found: list[float] = []
+        for start in range(0, len(places), _HEAD_ROWS):
+            part = places[start : start + _HEAD_ROWS]
+            before = torch.stack([hidden[row, at - 1] for row, at in part])
+            wanted = torch.tensor([[rows[row][at]] for row, at in part], device=before.device)
+            with torch.inference_mode():
+                found += self._head_logps(before, wanted)[:, 0].tolist()
+        each = iter(found)
+        return [[[next(each) for _ in piece] for piece in text[1:]] for text in pieces]
+
+    def _hidden(self, prefix: str, rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Last hidden states after a cached prefix. Shape: (rows, longest row, width)."""
+        cache, length = self._prefix_cache(prefix, len(rows))
+        ids, mask = self._padded(rows, "right")
+        ones = torch.ones((len(rows), length), dtype=mask.dtype, device=mask.device)
         positions = torch.arange(length, length + ids.shape[1], device=ids.device)
         with torch.inference_mode():
-            hidden = self._body()(
+            hidden: torch.Tensor = self._body()(
                 input_ids=ids,
                 attention_mask=torch.cat([ones, mask], dim=1),
                 position_ids=positions.unsqueeze(0).expand_as(ids),
                 past_key_values=cache,
                 use_cache=True,
             ).last_hidden_state
-            last = hidden[torch.arange(len(suffixes)), mask.sum(dim=1) - 1]
-            logps = self._head_logps(last, [i for pair in label_ids for i in pair])
-        first = len(label_ids[0])
-        return [(float(row[:first].logsumexp(0)), float(row[first:].logsumexp(0))) for row in logps]
+        return hidden
 
     def _body(self) -> Any:
         return self.base.model.get_decoder()
 
-    def _head_logps(self, hidden: torch.Tensor, ids: list[int]) -> torch.Tensor:
-        """fp32 log-probabilities of a few tokens. hidden: (rows, width) -> (rows, len(ids))."""
-        head = self.base.model.get_output_embeddings()
-        logits = head(hidden).float()
+    def _head_logps(self, hidden: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
+        """fp32 log-probabilities of a few tokens a row.
+
+        hidden: (rows, width); ids: (rows, k) -> (rows, k). The wanted tokens' logits come from an
+        fp32 product. The normaliser is summed over the vocabulary in slices, scaled by the
+        largest logit so far: torch's own logsumexp over the whole takes three times as
+        long as the product on a CPU (measured on two cores, 262k tokens: 3.2 and 1.1 ms a row).
+        """
+        weight = self.base.model.get_output_embeddings().weight
         cap = getattr(self.base.model.config, "final_logit_softcapping", None)
-        exact = hidden.float() @ head.weight[ids].float().T
-        if cap:
-            logits, exact = (cap * torch.tanh(x / cap) for x in (logits, exact))
-        return exact - logits.logsumexp(dim=-1, keepdim=True)
+        exact = _capped(torch.einsum("rw,rkw->rk", hidden.float(), weight[ids].float()), cap)
+        peak, total = exact[:, :1], torch.zeros_like(exact[:, :1])
+        for part in weight.split(_HEAD_COLUMNS):
+            logits = _capped((hidden @ part.T).float(), cap)
+            higher = torch.maximum(peak, logits.amax(dim=-1, keepdim=True))
+            summed = logits.sub_(higher).exp_().sum(dim=-1, keepdim=True)
+            peak, total = higher, total * (peak - higher).exp() + summed
+        return exact - peak - total.log()
 
     def _label_ids(self, label: str) -> list[int]:
         found = []
@@ -145,6 +216,10 @@ class TransformersEngine:
 
     def stated(self) -> dict[str, Json]:
         return {"engine": "transformers", **self.base.stated()}
+
+
+def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
+    return cap * torch.tanh(logits / cap) if cap else logits
 
 
 class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers ships no types

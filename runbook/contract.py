@@ -59,6 +59,8 @@ class Metric:
     evidence: str = ""
     """Path, relative to the workspace, of the rows behind the number."""
     note: str = ""
+    bound: float | None = None
+    """One-sided 95 % bound of a reading that brings its own, such as an AUC's."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class Criterion:
 
     metric: str
     kind: str
-    """census, rate, statistic, p_value or sentinel."""
+    """census, rate, statistic, p_value, instrument or sentinel."""
     below: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -181,14 +183,14 @@ class CriterionResult:
 
     metric: str
     kind: str
-    """census, rate, statistic, p_value or sentinel."""
+    """census, rate, statistic, p_value, instrument or sentinel."""
     threshold: str
     """As declared, e.g. ``< 0.05``."""
     verdict: Verdict
     value: float | None
     n: int | None
     bound: float | None
-    """The one-sided 95 % bound that had to clear the threshold, for a rate."""
+    """The one-sided 95 % bound that had to clear the threshold, for a rate or an instrument."""
     thin: bool
     """Passed on the rate alone, at the declared maximum n."""
     reason: str

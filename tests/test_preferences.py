@@ -9,9 +9,10 @@ import pytest
 
 from phases import preferences, prompts
 from phases.engines import Generation, Sampling
+from phases.filters import READERS, Filter, to_document
 from phases.preferences import choose, screen
 from phases.records import Row
-from runbook.artifacts import read_jsonl, write_jsonl
+from runbook.artifacts import read_jsonl, write_json, write_jsonl
 from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError
 from runbook.testing import LocalChannel
@@ -60,6 +61,9 @@ class ScriptedEngine:
         self.judged.append(response)
         return self.margins[response]
 
+    def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
+        raise AssertionError(f"the critic reads labels alone: {prefix} {texts}")
+
     def count_tokens(self, text: str) -> int:
         return len(text.split())
 
@@ -90,7 +94,6 @@ def asked(tmp_path: Path) -> PhaseRequest:
             "top_p": 0.95,
             "top_k": 64,
             "repetition_penalty": 1.0,
-            "pair_margin": 0.0,
             "min_gap": 0.5,
         },
         model={"name": "scripted", "family": "gemma3"},
@@ -101,6 +104,7 @@ def asked(tmp_path: Path) -> PhaseRequest:
         inputs={
             "scale": {"dataset": Artifact("dataset", "dataset.jsonl", "", 1)},
             "sft": {"adapter": ADAPTER},
+            "calibration": {"filters": Artifact("filters", "filters.json", "", 1)},
         },
         provenance={"git_sha": "abc"},
         channel=LocalChannel(),
@@ -134,6 +138,8 @@ def scripted(
     margins: Mapping[str, float],
     cut_off: frozenset[str] = frozenset(),
 ) -> Bench:
+    cuts = [Filter(kind, "critic", {"margin": (0, 1)}, 0.0, 0.0) for kind in READERS]
+    write_json(request.workspace / "filters.json", to_document(cuts, FEW_SHOT))
     write_jsonl(request.workspace / "dataset.jsonl", [{"instruction": text} for text in answers])
     tuned = ScriptedEngine(answers, {}, cut_off)
     base = ScriptedEngine({}, margins, adapter=False)
@@ -161,7 +167,7 @@ def judged(*margins: float, bound: float = 0.0) -> list[Row]:
         {
             "fate": "",
             "number": number,
-            "pair_critic": {"margin": m, "is_good": m > 0, "confident": abs(m) >= bound},
+            "pair_critique": {"score": m, "is_good": m > 0, "confident": abs(m) >= bound},
         }
         for number, m in enumerate(margins)
     ]
@@ -254,14 +260,19 @@ def test_a_pair_holds_what_training_reads_and_where_it_comes_from(
     )
     assert pair["rejected"] == " brick\n###END###"
     assert (pair["chosen_tokens"], pair["rejected_tokens"]) == (2, 1)
-    assert (pair["chosen_critic"]["margin"], pair["rejected_critic"]["margin"]) == (1.5, -2.0)
+    assert (pair["chosen_critique"]["score"], pair["rejected_critique"]["score"]) == (1.5, -2.0)
     stated = pair["metadata"]
     assert {name: stated[name] for name in ("git_sha", "quantization", "adapter_sha256")} == {
         "git_sha": "abc",
         "quantization": "nf4",
         "adapter_sha256": ADAPTER.sha256,
     }
-    assert stated["critic"] == {"quantization": "none", "pair_margin": 0.0, "min_gap": 0.5}
+    assert stated["filter"] == {
+        "name": "critic",
+        "margin": 0.0,
+        "quantization": "none",
+        "min_gap": 0.5,
+    }
     assert (stated["generation"]["temperature"], stated["generation"]["responses"]) == (0.9, 3)
     assert stated["sentinel"] == {"end_of_turn_logp": -20.0}
     assert bench.fates() == ["chosen", "rejected", "spare"]

@@ -138,7 +138,7 @@ def test_no_probe_stands_in_what_is_shown_or_held_out() -> None:
     known = [
         *seen_instructions(shots),
         *(pair.response for pair in shots.responses),
-        *(pair.response for pair in shots.pair_critic),
+        *(pair.response for pair in shots.labelled_pairs),
         *load_instructions(SPECS / "held_out.jsonl"),
     ]
     others = NearDuplicates(NEAR, known)

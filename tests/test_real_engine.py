@@ -53,11 +53,48 @@ def test_the_cached_critic_reads_what_a_full_forward_reads(engine: TransformersE
     assert max(spread) - min(spread) > 0.3, "the items do not differ enough to show anything"
 
 
+def test_a_texts_tokens_are_scored_as_a_full_forward_scores_them(
+    engine: TransformersEngine,
+) -> None:
+    """Every token of every piece but the lead, after a cached prefix and beside longer texts."""
+    prefix = prompts.response_prefix(SHOTS)
+    texts = [("Instruction: Name a fruit.\nResponse:", " An apple", prompts.ENDING), ("A", " b")]
+    found = engine.text_logps(prefix, texts)
+    for text, pieces in zip(texts, found, strict=True):
+        assert len(pieces) == len(text) - 1
+        ids = engine.base.encode(prefix)
+        lead, *rest = [engine.base.encode(piece, continues=True) for piece in text]
+        whole = torch.tensor([ids + lead + [i for piece in rest for i in piece]])
+        with torch.inference_mode():
+            logps = engine.base.model(input_ids=whole).logits[0].float().log_softmax(-1)
+        at = len(ids) + len(lead)
+        for piece, scored in zip(rest, pieces, strict=True):
+            slow = [float(logps[at + k - 1, token]) for k, token in enumerate(piece)]
+            assert scored == pytest.approx(slow, abs=0.15)
+            at += len(piece)
+
+
+def test_the_normaliser_holds_for_a_token_that_is_all_but_impossible(
+    engine: TransformersEngine,
+) -> None:
+    """Its logit may lie hundreds below the largest, and nothing overflows."""
+    hidden = 40 * torch.randn(2, engine.base.model.config.hidden_size, dtype=torch.bfloat16)
+    weight = engine.base.model.get_output_embeddings().weight
+    logits = (hidden.float() @ weight.float().T).double()
+    ids = torch.stack([logits.argmin(-1), logits.argmax(-1)], dim=1)
+    found = engine._head_logps(hidden, ids)
+    assert found[:, 0].isfinite().all()
+    assert float(found[:, 0].max()) < -100
+    torch.testing.assert_close(
+        found.double(), logits.log_softmax(-1).gather(1, ids), rtol=0.02, atol=0.6
+    )
+
+
 def test_a_reading_does_not_depend_on_its_neighbours(engine: TransformersEngine) -> None:
     """Alone or beside longer texts, in either order, a critique is the same but for noise."""
-    together = critic.judge_instructions(engine, SHOTS, INSTRUCTIONS, 0.0)
-    alone = [critic.judge_instructions(engine, SHOTS, [t], 0.0)[0] for t in INSTRUCTIONS]
-    gaps = [abs(a.margin - b.margin) for a, b in zip(together, alone, strict=True)]
+    together = critic.judge_instructions(engine, SHOTS, INSTRUCTIONS)
+    alone = [critic.judge_instructions(engine, SHOTS, [t])[0] for t in INSTRUCTIONS]
+    gaps = [abs(a["margin"] - b["margin"]) for a, b in zip(together, alone, strict=True)]
     assert max(gaps) < 0.15, gaps
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
+from test_kill_phases import first_of_each_label
 
 from gates.judge import judge_gate
 from runbook import events as ev
@@ -33,8 +34,10 @@ DATA = {
     "max_rounds": 3,
     "max_new_tokens": 16,
 }
+PROBES = {"probe_instructions": "instructions.jsonl", "probe_pairs": "pairs.jsonl"}
 SIZES: dict[str, dict[str, Any]] = {
     "contamination": {},
+    "calibration": {"instructions": ["contrast"], "pairs": ["likelihood"], "good_share": 0.6},
     "pilot": {**DATA, "raw_rows": 4},
     "scale": {**DATA, "target_kept": 7, "shards": 2, "kept_per_shard": 2},
     "baseline": {"per_kind": 2, "max_new_tokens": 8, "batch_size": 5},
@@ -42,6 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "evaluation": {},
 }
 GATES = {
+    "calibration": {"metric": "filter_readings", "kind": "census", "at_least": 1},
     "pilot": {"metric": "kept", "kind": "census", "at_least": 1},
     "scale": {"metric": "kept", "kind": "census", "at_least": 2},
     "baseline": {"metric": "held_out_items", "kind": "census", "at_least": 10},
@@ -61,12 +65,19 @@ RUNS = (
 def write_miniature(folder: Path, model: Path) -> Path:
     """The quickstart's runbook and specs with small sizes and gates, without phase D."""
     yaml = YAML(typ="safe")
+    for name in PROBES.values():
+        rows = (SPECS / "probe" / name).read_text("utf-8").splitlines()
+        (folder / name).write_text("\n".join(first_of_each_label(rows)), "utf-8")
     for name, sizes in SIZES.items():
         spec = yaml.load(SPECS / "quickstart" / f"{name}.yaml")
         spec["params"].update(sizes)
         if "instructions" in spec["params"]:
             spec["params"]["instructions"].update(lists_per_round=4, max_new_tokens=32)
-        spec["files"] = {k: str(SPECS / Path(v).name) for k, v in spec.get("files", {}).items()}
+        spec["files"] = {
+            k: str(folder / Path(v).name if k in PROBES else SPECS / Path(v).name)
+            for k, v in spec.get("files", {}).items()
+            if k != "probe_generated"
+        }
         if name in GATES:
             spec["gate"] = {"criteria": [GATES[name]]}
         (folder / f"{name}.yaml").write_text(json.dumps(spec))

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -394,22 +395,55 @@ def test_without_a_session_there_is_nothing_to_show() -> None:
     assert render_status(view, Path("/ws")) == "/ws: no session yet; 'runbook run' starts one"
 
 
-def test_uncalibrated_critics_are_told_where_they_judged() -> None:
-    """The warning follows the outcome, with the rates, and only where critics were at work."""
+def test_an_acceptance_without_a_calibration_says_so() -> None:
+    """The rates stand beside the word that no filter was calibrated, and only where any judged."""
     metrics = (
         Metric("instruction_acceptance", 0.55, 442, 243),
         Metric("pair_acceptance", 0.25, 8, 2),
     )
-    params = {"margin": 0.0, "pair_margin": 1.0}
-    begun, ended = ran("pilot", metrics=metrics, params=params)
+    begun, ended = ran("pilot", metrics=metrics)
     view = build_view(entries_of(started(make_step("pilot")), begun, ended))
 
     report = render_report(view)
-    warning = report.partition("## What the filters cannot see")[2].partition("## Steps")[0]
-    assert "not yet calibrated" in warning
-    assert "| `instruction_acceptance` | 0.550 (243/442) | 0 |" in warning
-    assert "| `pair_acceptance`        | 0.250 (2/8)     | 1 |" in warning
-    assert "not yet calibrated" not in render_report(trained_session())
+    told = report.partition("## What the filters are worth")[2].partition("## Steps")[0]
+    assert "No filter was calibrated" in told
+    assert "| `instruction_acceptance` | 0.550 (243/442) |" in told
+    assert "| `pair_acceptance`        | 0.250 (2/8) |" in told
+    assert "What the filters are worth" not in render_report(trained_session())
+
+
+def counts(successes: int, n: int) -> dict[str, Json]:
+    return {"successes": successes, "n": n, "interval": [0.0, 1.0]}
+
+
+def filter_entry(name: str, *, in_use: bool) -> dict[str, Json]:
+    area = {"auc": 0.48, "bound": 0.37, "n": 80}
+    kept = {
+        "sensitivity": counts(18, 56),
+        "specificity": counts(47, 56),
+        "good_before": counts(20, 150),
+        "good_after": counts(9, 43),
+    }
+    head = {"kind": "pairs", "filter": name, "in_use": in_use}
+    return {**head, "all": area, "easy": area, "hard": area, **kept, "generated": {**kept}}
+
+
+def test_the_first_lines_say_what_the_filters_cannot_see() -> None:
+    """Before anything else that a reader could trust: the filter in use, hard cases, real rows."""
+    table = [filter_entry("critic", in_use=False), filter_entry("likelihood", in_use=True)]
+    verdict = replace(judged("a", result("m")), details={"filters": table})
+    view = build_view(entries_of(started(make_step("a", gate=GATE)), *ran("a"), verdict))
+
+    report = render_report(view)
+    top = report.partition("- Safe on disk")[0]
+    assert "cannot see: whether an answer is true" in top
+    assert "AUC of 0.480 (> 0.370), where 0.5 is chance" in top.replace("\\>", ">")
+    assert "0.133 (20/150) before the filter and 0.209 (9/43) after it" in top
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in report.split("\n")]
+    assert [row[:3] for row in rows if row[:1] == ["pairs"]][:2] == [
+        ["pairs", "critic", "no"],
+        ["pairs", "likelihood", "yes"],
+    ]
 
 
 def test_criteria_show_value_bound_and_threshold() -> None:
@@ -442,7 +476,7 @@ def test_criteria_show_value_bound_and_threshold() -> None:
 def test_yields_show_each_stages_share() -> None:
     """Of all candidates and of the stage before, in the order of making."""
     counts = {"in the dataset": 20, "candidates": 80, "accepted pairs": 40}
-    qc = {"qc": {"yield": counts, "margins": {"critic": {"+0.25": 3, "-0.50": 2}}}}
+    qc = {"qc": {"yield": counts, "scores": {"critic": {"+0.25": 3, "-0.50": 2}}}}
     view = build_view(entries_of(started(make_step("a")), *ran("a", summary=qc)))
 
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in render_report(view).split("\n")]

@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from phases import prompts, sft
 from phases.base_model import BaseModel, load_base_model
-from runbook.artifacts import describe, sha256_file, write_jsonl
+from phases.records import parse_params
+from phases.training_params import SftParams
+from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Artifact, PhaseRequest
 from runbook.errors import ConfigError, CorruptError, PausedError
 from runbook.testing import LocalChannel
@@ -116,6 +119,37 @@ def test_the_loss_counts_response_tokens_alone(gemma: Path) -> None:
     assert counted[-1] == base.eos_id
     with pytest.raises(ConfigError, match="max_length is 8"):
         sft.encode_row(base, record, 8)
+
+
+def test_only_what_the_loss_counts_meets_the_vocabulary(gemma: Path, tmp_path: Path) -> None:
+    """The head sees the counted positions alone, and says of them what the plain logits say."""
+    request = make_request(
+        tmp_path, gemma, params={**PARAMS, "quantization": "none", "dropout": 0.0}
+    )
+    params = parse_params(SftParams, request)
+    base = load_base_model(gemma, MODEL, {"threads": 2}, trainable=True)
+    records = read_jsonl(tmp_path / "dataset.jsonl")
+    rows = [sft.encode_row(base, record, 64) for record in records]
+    trainer = sft.make_trainer(request, params, base, rows)
+    batch = trainer.data_collator(rows)
+    labels = batch.pop("labels")
+    seen: list[int] = []
+    trainer.model.get_base_model().base_model.register_forward_hook(
+        lambda *call: seen.append(call[2].last_hidden_state[..., 0].numel())
+    )
+
+    with torch.no_grad():
+        fused = trainer.model(**batch, labels=labels, fused_lm_head=True)
+        logits = trainer.model(**batch).logits[:, :-1].float()
+
+    following = labels[:, 1:]
+    counted = following != -100
+    assert seen == [int(counted.sum()), labels.numel()]
+    logps = logits.log_softmax(-1).gather(-1, following.clamp(min=0)[..., None])[..., 0]
+    expected = logps.masked_fill(~counted, 0)
+    torch.testing.assert_close(fused.log_probs, expected, atol=0.1, rtol=0.02)
+    assert torch.equal(fused.is_top1, (logits.argmax(-1) == following) & counted)
+    assert torch.equal(fused.label_mask, counted)
 
 
 def test_an_empty_or_torn_dataset_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:

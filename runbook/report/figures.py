@@ -37,6 +37,12 @@ def share_of(value: Json, n: Json) -> str:
     return rate(value, n, None if share is None or items is None else round(share * items))
 
 
+def share_of_counts(successes: Json, n: Json) -> str:
+    """A rate from its counts alone, ``0.113 (18/160)``."""
+    top, bottom = real(successes), real(n)
+    return rate(top / bottom, n, successes) if top is not None and bottom else NOTHING
+
+
 def percent(part: Json, whole: Json) -> str:
     """``24.7 %``."""
     top, bottom = real(part), real(whole)

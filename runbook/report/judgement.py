@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from runbook import events as ev
 from runbook.artifacts import canonical_json
 from runbook.contract import Json, Metric
-from runbook.report import criteria, evaluation, facts
+from runbook.report import criteria, evaluation, facts, filters
 from runbook.report import figures as f
 from runbook.report.safe_text import columns, one_line
 
@@ -45,6 +45,7 @@ def judgement_text(document: Mapping[str, Json]) -> str:
     lines += _section("Criteria", columns(criteria.rows(judged)) if judged else [])
     lines += _section("Reasons", [f"  {one_line(reason)}" for reason in document["reasons"]])
     lines += _comparison(f.mapping(document["details"]))
+    lines += _filters(f.mapping(document["details"]))
     summary = f.mapping(document["summary"])
     if f.mapping(document["details"]).get("comparison"):
         summary = evaluation.not_in_tables(summary)
@@ -76,6 +77,18 @@ def _comparison(details: Mapping[str, Json]) -> list[str]:
         rows = columns([evaluation.SPLIT_HEADER, *parts])
         lines += _section("Format and content, each on its own", rows)
     return [*lines, *textwrap.wrap(evaluation.LEGEND, 98), ""]
+
+
+def _filters(details: Mapping[str, Json]) -> list[str]:
+    found = details.get("filters")
+    if not isinstance(found, list):
+        return []
+    lines = _section("Filters", columns([filters.HEADER, *filters.table(found)]))
+    written = filters.generated(found)
+    if written:
+        title = "On rows that a model wrote and a person labelled"
+        lines += _section(title, columns([filters.GENERATED_HEADER, *written]))
+    return [*lines, *textwrap.wrap(filters.LEGEND, 98), ""]
 
 
 def _facts(summary: Mapping[str, Json], known: Mapping[str, Json]) -> list[str]:

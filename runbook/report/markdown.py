@@ -9,14 +9,13 @@ from pathlib import Path
 
 from runbook.contract import Json
 from runbook.report import figures as f
-from runbook.report import outcome
+from runbook.report import filters, outcome
 from runbook.report.safe_text import Code, block, code, json_line, prose, table
 from runbook.report.session import SessionView, StepView
 from runbook.report.step_section import evaluation_section, section
 
-_CRITICS = ("instruction_acceptance", "pair_acceptance")
-"""Metrics that rest on the word of a few-shot critic."""
-_MARGINS = ("margin", "pair_margin")
+_ACCEPTANCE = ("instruction_acceptance", "pair_acceptance")
+"""Metrics that rest on the word of a filter."""
 
 
 def render_report(view: SessionView, root: Path = Path()) -> str:
@@ -30,7 +29,7 @@ def render_report(view: SessionView, root: Path = Path()) -> str:
         return "# No session yet\n"
     lines = [
         *_top(view, root),
-        *_critics(view),
+        *_filters(view),
         *_table(view),
         *(line for step in view.evaluations for line in evaluation_section(step)),
         *_faults(view),
@@ -48,7 +47,8 @@ def render_report(view: SessionView, root: Path = Path()) -> str:
 def _top(view: SessionView, root: Path) -> list[str]:
     """What a person must know before the first coffee."""
     lines = [f"# {prose(view.name)}: {prose(outcome.title(view))}", ""]
-    for told in outcome.sentences(view):
+    blind = filters.blind_spots(view.filters)
+    for told in [*outcome.sentences(view), *([blind] if blind else [])]:
         lines += [prose(told), ""]
     found = [(label, path) for label, path in outcome.reading(view) if label != "report"]
     lines += [f"- Safe on disk: {prose(outcome.safe(view))}", f"- Cost: {outcome.cost(view)}"]
@@ -66,37 +66,34 @@ def _next(view: SessionView, root: Path) -> list[str]:
     return lines
 
 
-def _critics(view: SessionView) -> list[str]:
+def _filters(view: SessionView) -> list[str]:
     """What an acceptance rate is worth, wherever one was measured."""
     rows = [row for step in view.steps for row in _acceptance(step)]
-    if not rows:
+    measured, written = filters.table(view.filters), filters.generated(view.filters)
+    if not rows and not measured:
         return []
-    told = (
-        "The few-shot critics are **not yet calibrated**: acceptance says what the critic "
-        "preferred, not what is correct. What they let through:"
-    )
-    return [
-        "## What the filters cannot see",
-        "",
-        told,
-        "",
-        *table(("step", "metric", "value", "kept from margin"), rows),
-        *(
-            ["Read the rows near the end of this page before you trust it.", ""]
-            if view.samples
-            else []
-        ),
-    ]
+    lines = ["## What the filters are worth", ""]
+    if measured:
+        lines += [*table(filters.HEADER, measured), filters.LEGEND, ""]
+    else:
+        lines += ["No filter was calibrated: acceptance says what it preferred, no more.", ""]
+    if written:
+        lines += ["On rows that a model wrote and a person labelled:", ""]
+        lines += table(filters.GENERATED_HEADER, written)
+    if rows:
+        lines += ["What they let through here:", "", *table(("step", "metric", "value"), rows)]
+        if view.samples:
+            lines += ["Read the rows near the end of this page before you trust them.", ""]
+    return lines
 
 
 def _acceptance(step: StepView) -> Iterator[tuple[str, ...]]:
     metrics = {m.name: m for m in step.last.metrics} if step.last else {}
-    params = step.last.params if step.last else {}
-    for name, margin in zip(_CRITICS, _MARGINS, strict=True):
+    for name in _ACCEPTANCE:
         if name in metrics:
             found = metrics[name]
             value = f.rate(found.value, found.n, found.successes)
-            yield (Code(step.name), Code(name), value, f.number(params.get(margin)))
+            yield (Code(step.name), Code(name), value)
 
 
 def _table(view: SessionView) -> list[str]:

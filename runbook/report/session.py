@@ -191,6 +191,12 @@ class SessionView:
         """The steps with a paired comparison."""
         return tuple(step for step in self.steps if step.comparison)
 
+    @property
+    def filters(self) -> tuple[Mapping[str, Json], ...]:
+        """What each filter was measured to be worth; empty where none was."""
+        tables = [step.last.details.get("filters") for step in self.steps if step.last]
+        return next((tuple(t) for t in reversed(tables) if isinstance(t, list)), ())
+
     def command(self, root: Path, *extra: str) -> str:
         """What begins or continues this session in a workspace, as a shell reads it.
 

@@ -1,0 +1,289 @@
+"""Step, bootstrap: what each declared filter is worth on this model, measured on labelled probes.
+
+The probes' tuning half sets a filter's scale, zero and margin, and which of the declared filters
+is used; the other half is never used for that, and from it alone the gate reads how well the one
+in use tells good from bad. Rows that a model wrote itself are read as well: reported, not judged.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from statistics import fmean, pstdev
+from typing import Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from phases.engines import Engine, open_engine
+from phases.filters import READERS, SCORED, Filter, Parts, keeps, to_document
+from phases.prompts import FewShot, Text, load_few_shot
+from phases.records import Row, batch, chunks, parse_params
+from runbook.artifacts import describe, write_json, write_jsonl
+from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
+from runbook.errors import ConfigError
+
+PARAMS: Final = "phases.calibration:CalibrationParams"
+MIN_KEPT: Final = 10
+"""A share of fewer rows than these sets no margin."""
+
+
+class CalibrationParams(BaseModel):
+    """The probes, the filters to measure, and how good what is kept must be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    few_shot: str
+    probe_instructions: str
+    probe_pairs: str
+    probe_generated: str | None = None
+    """Rows that a model wrote itself, labelled by hand; reported, never judged."""
+    instructions: list[Literal["critic", "contrast"]] = Field(min_length=1)
+    pairs: list[Literal["critic", "likelihood"]] = Field(min_length=1)
+    good_share: float = Field(gt=0.5, lt=1)
+    """Share of good rows among the kept, on the tuning half, that sets the margin."""
+
+
+class _Probe(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: str = Field(min_length=1)
+    good: bool
+
+
+Probe = TypeVar("Probe", bound=_Probe)
+
+
+class ProbeInstruction(_Probe):
+    """A labelled instruction."""
+
+    text: Text
+    half: Literal["tune", "test"]
+    difficulty: Literal["easy", "hard"]
+    why: str
+    """Why it is hard, or bad."""
+
+    @property
+    def group(self) -> str:
+        return self.difficulty
+
+
+class ProbePair(_Probe):
+    """A labelled pair; a bad one names what is wrong with it."""
+
+    instruction: Text
+    response: Text
+    half: Literal["tune", "test"]
+    negative: Literal[
+        "", "mismatched", "cut_off", "rambling", "empty_of_sense", "wrong_answer", "wrong_format"
+    ]
+
+    @property
+    def group(self) -> str:
+        if self.good:
+            return "good"
+        return "hard" if self.negative.startswith("wrong") else "easy"
+
+
+class GeneratedPair(_Probe):
+    """A pair that a model wrote; ``good`` is of both together."""
+
+    instruction: Text
+    response: Text
+    instruction_good: bool
+
+
+def run(request: PhaseRequest) -> PhaseResult:
+    """Return the artifacts ``filters`` (those in use, with their cuts) and ``readings`` (rows)."""
+    params = parse_params(CalibrationParams, request)
+    instructions = load_probes(Path(params.probe_instructions), ProbeInstruction)
+    pairs = load_probes(Path(params.probe_pairs), ProbePair)
+    written = params.probe_generated
+    generated = load_probes(Path(written), GeneratedPair) if written else []
+    shots, engine = load_few_shot(Path(params.few_shot)), open_engine(request)
+    rows: list[Row] = []
+    used: list[Filter] = []
+    for kind, names in (("instructions", params.instructions), ("pairs", params.pairs)):
+        probes = [*(instructions if kind == "instructions" else pairs), *generated]
+        candidates = []
+        for name in names:
+            parts = _read(request, engine, shots, kind, name, probes)
+            candidates.append(_measure(kind, name, probes, parts, params.good_share))
+        best = max(candidates, key=lambda c: c[1])
+        used.append(best[0])
+        for one, _, measured in candidates:
+            rows += [{**row, "in_use": one is best[0]} for row in measured]
+    return _finished(request, rows, used, Path(params.few_shot))
+
+
+def load_probes(path: Path, model: type[Probe]) -> list[Probe]:
+    """The rows of a probe file.
+
+    Raises:
+        ConfigError: names the line and what is wrong with it; or there are too few rows of one
+            label.
+    """
+    found: list[Probe] = []
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"the probe file cannot be read: {error}", where=str(path), fix="give a JSONL file"
+        ) from error
+    for number, line in enumerate(lines, 1):
+        try:
+            found.append(model.model_validate_json(line))
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"]) or "the row"
+            raise ConfigError(
+                f"{place}: {first['msg']}",
+                where=f"{path}:{number}",
+                fix=f"give it the fields {', '.join(model.model_fields)}; see specs/probe/",
+            ) from error
+    _check(path, found)
+    return found
+
+
+def _check(path: Path, probes: Sequence[_Probe]) -> None:
+    names = [probe.id for probe in probes]
+    halves = {getattr(probe, "half", "all") for probe in probes} or {"all"}
+    if len(set(names)) != len(names):
+        what = "an id stands twice"
+    elif any(
+        sum(p.good is good and getattr(p, "half", "all") == half for p in probes) < MIN_KEPT
+        for half in halves
+        for good in (True, False)
+    ):
+        what = f"fewer than {MIN_KEPT} good or {MIN_KEPT} bad rows (in a half)"
+    else:
+        return
+    raise ConfigError(what, where=str(path), fix="see the files of specs/probe/")
+
+
+def _item(kind: str, probe: _Probe) -> Json:
+    if isinstance(probe, ProbeInstruction):
+        return probe.text
+    assert isinstance(probe, ProbePair | GeneratedPair)
+    return probe.instruction if kind == "instructions" else (probe.instruction, probe.response)
+
+
+def _read(
+    request: PhaseRequest,
+    engine: Engine,
+    shots: FewShot,
+    kind: str,
+    name: str,
+    probes: Sequence[_Probe],
+) -> list[Parts]:
+    """The filter's parts of each probe, read in batches of like length."""
+    read = READERS[kind][name]
+    order = sorted(range(len(probes)), key=lambda at: (len(str(_item(kind, probes[at]))), at))
+    ordered: list[Row] = [{"at": at} for at in order]
+    groups = chunks(ordered, int(request.engine.get("batch_size", 32)))
+    found: dict[int, Parts] = {}
+    for number, part in enumerate(groups):
+
+        def make(_seed: int, part: list[Row] = part) -> list[Row]:
+            return [*read(engine, shots, [_item(kind, probes[row["at"]]) for row in part])]
+
+        made = batch(request, f"{kind}/{name}/{number:04d}", make)
+        found.update({row["at"]: parts for row, parts in zip(part, made, strict=True)})
+        request.channel.progress(stage=f"{kind}: {name}", done=number + 1, total=len(groups))
+    return [found[at] for at in range(len(probes))]
+
+
+def _measure(
+    kind: str, name: str, probes: Sequence[_Probe], parts: Sequence[Parts], good_share: float
+) -> tuple[Filter, float, list[Row]]:
+    """The filter with its cut, how well it separates the tuning half, and a row a probe."""
+    tuning = [at for at, probe in enumerate(probes) if getattr(probe, "half", "") == "tune"]
+    scale = dict.fromkeys(SCORED[name], (0.0, 1.0))
+    if len(scale) > 1:
+        for part in scale:
+            values = [parts[at][part] for at in tuning]
+            scale[part] = (fmean(values), pstdev(values) or 1.0)
+    blank = Filter(kind, name, scale, zero=0.0, margin=None)
+    labelled = [(blank.raw(parts[at]), probes[at].good) for at in tuning]
+    zero, separation = find_zero(labelled)
+    margin = find_margin([(score - zero, good) for score, good in labelled], good_share)
+    one = Filter(kind, name, scale, zero, margin)
+    return (
+        one,
+        separation,
+        [_row(one, probe, part) for probe, part in zip(probes, parts, strict=True)],
+    )
+
+
+def _row(one: Filter, probe: _Probe, parts: Parts) -> Row:
+    """What the gate reads of one probe."""
+    written = isinstance(probe, GeneratedPair)
+    critique = one.critique(parts)
+    first_half = written and one.kind == "instructions"
+    return {
+        "kind": one.kind,
+        "filter": one.name,
+        "id": probe.id,
+        "half": "generated" if written else getattr(probe, "half", ""),
+        "group": getattr(probe, "group", ""),
+        "good": getattr(probe, "instruction_good", False) if first_half else probe.good,
+        "score": critique["score"],
+        "kept": keeps(critique),
+    }
+
+
+def find_zero(labelled: Sequence[tuple[float, bool]]) -> tuple[float, float]:
+    """The cut that separates best, and Youden's J there (Youden 1950).
+
+    ``labelled`` are raw scores with their labels. The cut lies midway between two scores; of
+    equals the highest is taken, since what is in doubt is bad.
+    """
+    scores = sorted({score for score, _ in labelled})
+    cuts = [(low + high) / 2 for low, high in pairwise(scores)]
+    measured = [(cut, _youden(labelled, cut)) for cut in cuts or scores]
+    return max(measured, key=lambda found: (round(found[1], 9), found[0]))
+
+
+def _youden(labelled: Sequence[tuple[float, bool]], cut: float) -> float:
+    good = [score > cut for score, label in labelled if label]
+    bad = [score > cut for score, label in labelled if not label]
+    return fmean(good) - fmean(bad)
+
+
+def find_margin(labelled: Sequence[tuple[float, bool]], good_share: float) -> float | None:
+    """The smallest margin from which on the kept are good often enough; None where none is.
+
+    ``labelled`` are scores with zero taken off. At least ``MIN_KEPT`` rows must be kept.
+    """
+    for margin in sorted({0.0, *(score for score, _ in labelled if score > 0)}):
+        kept = [label for score, label in labelled if score > 0 and score >= margin]
+        if len(kept) < MIN_KEPT:
+            return None
+        if fmean(kept) >= good_share:
+            return margin
+    return None
+
+
+def _finished(
+    request: PhaseRequest, rows: Sequence[Row], used: Sequence[Filter], few_shot: Path
+) -> PhaseResult:
+    filters, readings = request.output / "filters.json", request.output / "readings.jsonl"
+    write_json(filters, to_document(used, few_shot))
+    write_jsonl(readings, rows)
+    evidence = readings.relative_to(request.workspace).as_posix()
+    return PhaseResult(
+        metrics=(Metric("filter_readings", float(len(rows)), n=len(rows), evidence=evidence),),
+        artifacts=(
+            describe("filters", filters, request.workspace),
+            describe("readings", readings, request.workspace),
+        ),
+        summary={
+            "filters": {
+                one.kind: {
+                    "in use": one.name,
+                    "zero": round(one.zero, 4),
+                    "margin": None if one.margin is None else round(one.margin, 4),
+                }
+                for one in used
+            }
+        },
+        judged_file="calibration.json",
+    )
