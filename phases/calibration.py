@@ -6,6 +6,7 @@ in use tells good from bad. Rows that a model wrote itself are read as well: rep
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from phases.engines import Engine, open_engine
 from phases.filters import READERS, SCORED, Filter, Parts, keeps, to_document
+from phases.linear_probe import Weights, cross_fitted, fit
 from phases.prompts import FewShot, Text, load_few_shot
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, write_json, write_jsonl
@@ -36,7 +38,7 @@ class CalibrationParams(BaseModel):
     probe_pairs: str
     probe_generated: str | None = None
     """Rows that a model wrote itself, labelled by hand; reported, never judged."""
-    instructions: list[Literal["critic", "contrast"]] = Field(min_length=1)
+    instructions: list[Literal["critic", "linear_probe"]] = Field(min_length=1)
     pairs: list[Literal["critic", "likelihood"]] = Field(min_length=1)
     good_share: float = Field(gt=0.5, lt=1)
     """Share of good rows among the kept, on the tuning half, that sets the margin."""
@@ -105,8 +107,11 @@ def run(request: PhaseRequest) -> PhaseResult:
         probes = [*(instructions if kind == "instructions" else pairs), *generated]
         candidates = []
         for name in names:
-            parts = _read(request, engine, shots, kind, name, probes)
-            candidates.append(_measure(kind, name, probes, parts, params.good_share))
+            shown = shots.labelled_instructions if name == "linear_probe" else []
+            items = [*(s.text for s in shown), *(_item(kind, probe) for probe in probes)]
+            readings = _read(request, engine, shots, kind, name, items)
+            weights, parts = _parts(name, [s.good for s in shown], probes, readings)
+            candidates.append(_measure(kind, name, weights, probes, parts, params.good_share))
         best = max(candidates, key=lambda c: c[1])
         used.append(best[0])
         for one, _, measured in candidates:
@@ -172,45 +177,72 @@ def _read(
     shots: FewShot,
     kind: str,
     name: str,
-    probes: Sequence[_Probe],
-) -> list[Parts]:
-    """The filter's parts of each probe, read in batches of like length."""
+    items: Sequence[Json],
+) -> list[Row]:
+    """What the filter reads off the model, of each item, in batches of like length."""
     read = READERS[kind][name]
-    order = sorted(range(len(probes)), key=lambda at: (len(str(_item(kind, probes[at]))), at))
-    ordered: list[Row] = [{"at": at} for at in order]
-    groups = chunks(ordered, int(request.engine.get("batch_size", 32)))
-    found: dict[int, Parts] = {}
+    order = sorted(range(len(items)), key=lambda at: (len(str(items[at])), at))
+    groups = chunks([{"at": at} for at in order], int(request.engine.get("batch_size", 32)))
+    found: dict[int, Row] = {}
     for number, part in enumerate(groups):
 
         def make(_seed: int, part: list[Row] = part) -> list[Row]:
-            return [*read(engine, shots, [_item(kind, probes[row["at"]]) for row in part])]
+            return [*read(engine, shots, [items[row["at"]] for row in part])]
 
         made = batch(request, f"{kind}/{name}/{number:04d}", make)
-        found.update({row["at"]: parts for row, parts in zip(part, made, strict=True)})
+        found.update({row["at"]: reading for row, reading in zip(part, made, strict=True)})
         request.channel.progress(stage=f"{kind}: {name}", done=number + 1, total=len(groups))
-    return [found[at] for at in range(len(probes))]
+    return [found[at] for at in range(len(items))]
 
 
-def _measure(
-    kind: str, name: str, probes: Sequence[_Probe], parts: Sequence[Parts], good_share: float
+def _parts(
+    name: str, shown: Sequence[bool], probes: Sequence[_Probe], readings: Sequence[Row]
+) -> tuple[Weights | None, list[Parts]]:
+    """The parts of each probe; a linear probe is fitted first.
+
+    It is fitted on the few-shot file's labelled instructions, whose readings come first, and on
+    the tuning half. A row of that half is scored by fits that did not know it.
+    """
+    if name != "linear_probe":
+        return None, [*readings]
+    states = [reading["state"] for reading in readings]
+    own = states[len(shown) :]
+    tuning = _tuning(probes)
+    known = [*states[: len(shown)], *(own[at] for at in tuning)]
+    labels = [*shown, *(probes[at].good for at in tuning)]
+    weights = fit(known, labels)
+    scores = [weights.score(state) for state in own]
+    for at, score in zip(tuning, cross_fitted(known, labels, len(shown)), strict=True):
+        scores[at] = score
+    return weights, [{"probe": score} for score in scores]
+
+
+def _tuning(probes: Sequence[_Probe]) -> list[int]:
+    return [at for at, probe in enumerate(probes) if getattr(probe, "half", "") == "tune"]
+
+
+def _measure(  # what was read, and what it was read with
+    kind: str,
+    name: str,
+    weights: Weights | None,
+    probes: Sequence[_Probe],
+    parts: Sequence[Parts],
+    good_share: float,
 ) -> tuple[Filter, float, list[Row]]:
     """The filter with its cut, how well it separates the tuning half, and a row a probe."""
-    tuning = [at for at, probe in enumerate(probes) if getattr(probe, "half", "") == "tune"]
+    tuning = _tuning(probes)
     scale = dict.fromkeys(SCORED[name], (0.0, 1.0))
     if len(scale) > 1:
         for part in scale:
             values = [parts[at][part] for at in tuning]
             scale[part] = (fmean(values), pstdev(values) or 1.0)
-    blank = Filter(kind, name, scale, zero=0.0, margin=None)
+    blank = Filter(kind, name, scale, zero=0.0, margin=None, weights=weights)
     labelled = [(blank.raw(parts[at]), probes[at].good) for at in tuning]
     zero, separation = find_zero(labelled)
     margin = find_margin([(score - zero, good) for score, good in labelled], good_share)
-    one = Filter(kind, name, scale, zero, margin)
-    return (
-        one,
-        separation,
-        [_row(one, probe, part) for probe, part in zip(probes, parts, strict=True)],
-    )
+    one = replace(blank, zero=zero, margin=margin)
+    rows = [_row(one, probe, part) for probe, part in zip(probes, parts, strict=True)]
+    return one, separation, rows
 
 
 def _row(one: Filter, probe: _Probe, parts: Parts) -> Row:

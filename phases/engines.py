@@ -74,6 +74,13 @@ class Engine(Protocol):
         it one after another. Returned are, for each text, a list for each piece but the lead.
         """
 
+    def states(self, prefix: str, texts: Sequence[str]) -> list[list[float]]:
+        """What the middle layers hold at the last token of prefix + text, one vector a text.
+
+        Each layer's state is scaled to length 1, then averaged over the layers from 45 % to 90 %
+        of the depth. Length: the model's width.
+        """
+
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special ones not counted."""
 

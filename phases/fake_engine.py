@@ -120,15 +120,18 @@ class FakeEngine:
         return [(-math.log1p(math.exp(-x)), -math.log1p(math.exp(x))) for x in odds]
 
     def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
-        """As the protocol has it: what it takes for good is likely after good examples."""
+        """As the protocol has it: what it takes for good is likely."""
         _note("text_logps", None, [prefix, *("".join(text) for text in texts)])
-        sign = -1 if prefix.startswith(prompts.LIST_OF_BAD) else 1
         found = []
         for lead, *pieces in texts:
-            about = f"{lead}{pieces[0]}".strip()
-            odds = 0.0 if lead == prompts.BARE_RESPONSE else sign * _odds(about)
+            odds = 0.0 if lead == prompts.BARE_RESPONSE else _odds(f"{lead}{pieces[0]}")
             found.append([[(odds - 8) / 4] * len(piece.split()) for piece in pieces])
         return found
+
+    def states(self, prefix: str, texts: Sequence[str]) -> list[list[float]]:
+        """As the protocol has it; the first of two numbers tells what it takes for good."""
+        _note("states", None, [prefix, *texts])
+        return [[_odds(text.removesuffix(_ASKS)), 1.0] for text in texts]
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

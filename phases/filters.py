@@ -12,24 +12,25 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
 
-from phases import critic, likelihood
+from phases import critic, likelihood, linear_probe
 from phases.engines import Engine
+from phases.linear_probe import Weights
 from phases.prompts import FewShot
 from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
 from runbook.errors import ConfigError
 
 Parts = Mapping[str, float]
-Reader = Callable[[Engine, FewShot, Sequence[Any]], list[dict[str, float]]]
+Reader = Callable[[Engine, FewShot, Sequence[Any]], list[dict[str, Any]]]
 
 READERS: Final[Mapping[str, Mapping[str, Reader]]] = {
-    "instructions": {"critic": critic.judge_instructions, "contrast": likelihood.contrast},
+    "instructions": {"critic": critic.judge_instructions, "linear_probe": linear_probe.read_states},
     "pairs": {"critic": critic.judge_pairs, "likelihood": likelihood.likelihood},
 }
 """For what is judged, the filters by name. Instructions are texts, pairs are tuples of two."""
 SCORED: Final[Mapping[str, tuple[str, ...]]] = {
     "critic": ("margin",),
-    "contrast": ("contrast",),
+    "linear_probe": ("probe",),
     "likelihood": ("fits", "gain", "ends"),
 }
 """The parts that make a filter's score: one as it is, several standardised and averaged."""
@@ -48,6 +49,14 @@ class Filter:
     """The raw score that tells good from bad best on the tuning half."""
     margin: float | None
     """How far above zero a score must be to be confident; None: no cut was good enough."""
+    weights: Weights | None = None
+    """Of a linear probe."""
+
+    def parts(self, reading: Mapping[str, Any]) -> Parts:
+        """What is scored, from what was read off the model."""
+        if self.weights is None:
+            return reading
+        return {"probe": self.weights.score(reading["state"])}
 
     def raw(self, parts: Parts) -> float:
         """The score before zero is taken off."""
@@ -70,7 +79,7 @@ class Filter:
     def judge(self, engine: Engine, shots: FewShot, items: Sequence[Any]) -> list[dict[str, Json]]:
         """One critique an item, in order."""
         read = READERS[self.kind][self.name]
-        return [self.critique(parts) for parts in read(engine, shots, items)]
+        return [self.critique(self.parts(reading)) for reading in read(engine, shots, items)]
 
 
 def keeps(critique: Mapping[str, Json]) -> bool:
@@ -120,4 +129,6 @@ def load_filters(request: PhaseRequest, few_shot: Path) -> tuple[Filter, Filter]
 
 def _from_json(row: Mapping[str, Json]) -> Filter:
     scale = {name: (float(mean), float(sd)) for name, (mean, sd) in row["scale"].items()}
-    return Filter(row["kind"], row["name"], scale, row["zero"], row["margin"])
+    fitted = row["weights"]
+    weights = Weights(tuple(fitted["slope"]), fitted["offset"]) if fitted else None
+    return Filter(row["kind"], row["name"], scale, row["zero"], row["margin"], weights)

@@ -1,11 +1,9 @@
-"""Filters that read how likely the model finds a text; no label, no sampling.
+"""A filter of pairs that reads how likely the model finds a response; no label, no sampling.
 
-``contrast`` asks whether an instruction goes on a list of good ones rather than on a list of bad
-ones: the difference of its log-probability after each (a noisy-channel classifier, Min et al.
-2022, arXiv:2108.04106). ``likelihood`` reads a response three ways: how likely it is after its
-instruction, by how much the instruction raises that, and how surely the model ends it there.
+A response is read three ways: how likely it is after its instruction, by how much the instruction
+raises that, and how surely the model ends it there.
 
-What they cannot see: an answer that is wrong and that the model itself believes.
+What it cannot see: an answer that is wrong and that the model itself believes.
 """
 
 from collections.abc import Sequence
@@ -14,27 +12,6 @@ from statistics import fmean
 from phases import prompts
 from phases.engines import Engine
 from phases.prompts import FewShot
-
-
-def contrast(engine: Engine, shots: FewShot, instructions: Sequence[str]) -> list[dict[str, float]]:
-    """``contrast`` of each instruction, in nats: positive where it goes with the good ones.
-
-    The mean over several lists of examples, since one list's reading depends on what stands in it.
-    """
-    texts = [(prompts.INSTRUCTION, f" {text}\n") for text in instructions]
-    good, bad = (
-        [
-            [sum(piece[0]) for piece in engine.text_logps(listed, texts)]
-            for listed in prompts.example_lists(shots, good=label)
-        ]
-        for label in (True, False)
-    )
-    return [
-        {"contrast": fmean(after_good) - fmean(after_bad)}
-        for after_good, after_bad in zip(
-            zip(*good, strict=True), zip(*bad, strict=True), strict=True
-        )
-    ]
 
 
 def likelihood(

@@ -21,11 +21,6 @@ ENDING: Final = f"\n{DELIMITER}"
 """What closes a response."""
 INSTRUCTION: Final = "Instruction:"
 BARE_RESPONSE: Final = "Response:"
-LISTS: Final = 3
-"""Lists of examples whose readings are averaged. Measured on the tuning half with Gemma 3 270M: one
-list of 48 has an AUC of 0.88, three of 16 have 0.92, each of them alone 0.79 to 0.85."""
-LIST_OF_GOOD: Final = "Each of these instructions is clear, specific and achievable.\n\n"
-LIST_OF_BAD: Final = "Each of these instructions is vague, incomplete or impossible.\n\n"
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -133,14 +128,6 @@ def completion(response: str) -> str:
 def bare_response_prefix(shots: FewShot) -> str:
     """The few-shot responses without their instructions: what a response is likely like."""
     return "".join(f"{BARE_RESPONSE} {p.response}{ENDING}\n\n" for p in shots.responses)
-
-
-def example_lists(shots: FewShot, *, good: bool) -> list[str]:
-    """The labelled instructions of one label alone, a line each, dealt onto ``LISTS`` lists."""
-    head = LIST_OF_GOOD if good else LIST_OF_BAD
-    chosen = [s.text for s in shots.labelled_instructions if s.good is good]
-    parts = [chosen[start::LISTS] for start in range(min(LISTS, len(chosen)))]
-    return [head + "".join(f"{INSTRUCTION} {text}\n" for text in part) for part in parts]
 
 
 def instruction_critic_prefix(shots: FewShot, good: str, bad: str) -> str:

@@ -5,16 +5,10 @@ It feeds nothing but what ``BaseModel.encode`` made, and is opened by ``phases.e
 
 import copy
 from collections.abc import Sequence
-from os.path import commonprefix
+from itertools import takewhile
 from typing import Any, Final
 
 import torch
-from transformers import (
-    LogitsProcessor,
-    LogitsProcessorList,
-    StoppingCriteria,
-    StoppingCriteriaList,
-)
 from transformers.cache_utils import DynamicCache
 
 from phases.base_model import BaseModel
@@ -24,6 +18,8 @@ from runbook.errors import ConfigError
 
 _SHARED: Final = 16
 """Tokens that all prompts of a batch must begin with to be read once for all of them."""
+_TAIL: Final = 12
+"""Tokens decoded at each step to look for a stop string; longer than any."""
 _HEAD_ROWS: Final = 128
 """Positions that go through the output layer together."""
 _HEAD_COLUMNS: Final = 8192
@@ -42,29 +38,62 @@ class TransformersEngine:
     ) -> list[Generation]:
         rows = [self.base.encode(p) for p in prompts]
         shared = self._shared(rows, sampling.max_new_tokens)
-        ids, mask = self._padded([row[len(shared) :] for row in rows], side="left")
-        start = torch.tensor([shared] * len(rows), dtype=ids.dtype, device=ids.device)
-        ids = torch.cat([start, ids], dim=1)
-        mask = torch.cat([torch.ones_like(start), mask], dim=1)
-        processors = LogitsProcessorList()
-        if sampling.temperature > 0:
-            generator = torch.Generator(device=self.base.device).manual_seed(seed)
-            processors.append(_Draw(sampling, generator))
-        stopper = _Stopper(self.base, ids.shape[1], tuple(stop))
+        own, mask = self._padded([row[len(shared) :] for row in rows], side="left")
+        start = torch.tensor([shared] * len(rows), dtype=own.dtype, device=own.device)
         with torch.inference_mode():
-            out = self.base.model.generate(
-                input_ids=ids,
-                attention_mask=mask,
-                past_key_values=self._read_once(start) if shared else None,
-                max_new_tokens=sampling.max_new_tokens,
-                do_sample=False,
-                logits_processor=processors,
-                stopping_criteria=StoppingCriteriaList([stopper]),
-                pad_token_id=self.base.pad_id,
-                eos_token_id=self.base.eos_id,
+            made = self._continue(
+                torch.cat([start, own], dim=1),
+                torch.cat([torch.ones_like(start), mask], dim=1),
+                self._read_once(start),
+                _Draw(sampling, len(rows), seed, self.base.device),
+                tuple(stop),
             )
-        made = out[:, ids.shape[1] :].tolist()
         return [self._generation(row, sampling, stop) for row in made]
+
+    def _continue(
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache,
+        draw: "_Draw",
+        stop: tuple[str, ...],
+    ) -> list[list[int]]:
+        """New tokens of each row, until all have ended; one that has is computed no further.
+
+        ids, mask: (rows, tokens), padding included; the cache holds what is read of them.
+        """
+        made: list[list[int]] = [[] for _ in ids]
+        live = list(range(len(ids)))
+        read = int(cache.get_seq_length())
+        for _ in range(draw.sampling.max_new_tokens):
+            logits = self.base.model(
+                input_ids=ids[:, read:],
+                attention_mask=mask,
+                position_ids=(mask.cumsum(dim=1) - 1).clamp(min=0)[:, read:],
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits[:, -1]
+            read = ids.shape[1]
+            drawn = draw(ids, logits, live)
+            ids = torch.cat([ids, drawn], dim=1)
+            mask = torch.cat([mask, torch.ones_like(drawn)], dim=1)
+            for row, token in zip(live, drawn[:, 0].tolist(), strict=True):
+                made[row].append(token)
+            going = [at for at, row in enumerate(live) if not self._ended(made[row], stop)]
+            if not going:
+                break
+            if len(going) < len(live):
+                live = [live[at] for at in going]
+                kept = torch.tensor(going, device=ids.device)
+                ids, mask = ids[kept], mask[kept]
+                cache.batch_select_indices(kept)
+        return made
+
+    def _ended(self, row: list[int], stop: tuple[str, ...]) -> bool:
+        if row[-1] == self.base.eos_id:
+            return True
+        return bool(stop) and _stop_at(self.base.decode(row[-_TAIL:]), stop) is not None
 
     def _shared(self, rows: Sequence[list[int]], new: int) -> list[int]:
         """What all rows begin with, where it is worth reading once; each keeps a token of its own.
@@ -72,24 +101,24 @@ class TransformersEngine:
         The padding stands behind it. A sliding window counts padding, so what reaches beyond the
         window shares nothing.
         """
-        shared = list(commonprefix([row[:-1] for row in rows]))
-        window = getattr(self.base.model.config, "sliding_window", None)
+        columns = zip(*(row[:-1] for row in rows), strict=False)
+        shared = [column[0] for column in takewhile(lambda c: len(set(c)) == 1, columns)]
+        window = getattr(self.base.model.config.get_text_config(), "sliding_window", None)
         fits = window is None or max(len(row) for row in rows) + new <= window
         return shared if len(rows) > 1 and len(shared) >= _SHARED and fits else []
 
     def _read_once(self, start: torch.Tensor) -> DynamicCache:
-        """Keys and values of a start that all rows share. start: (rows, tokens)."""
+        """Keys and values of a start that all rows share. start: (rows, tokens), or (rows, 0)."""
         cache = DynamicCache(config=self.base.model.config)
-        self._body()(input_ids=start[:1], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(start))
+        if start.shape[1]:
+            self._body()(input_ids=start[:1], past_key_values=cache, use_cache=True)
+            cache.batch_repeat_interleave(len(start))
         return cache
 
     def _generation(self, row: list[int], sampling: Sampling, stop: Sequence[str]) -> Generation:
         ended = self.base.eos_id in row
         if ended:
             row = row[: row.index(self.base.eos_id)]
-        while row and row[-1] == self.base.pad_id:
-            row.pop()
         text = self.base.decode(row)
         stopped = ended or _stop_at(text, stop) is not None
         return Generation(text, len(row), not stopped and len(row) >= sampling.max_new_tokens)
@@ -129,21 +158,36 @@ class TransformersEngine:
         each = iter(found)
         return [[[next(each) for _ in piece] for piece in text[1:]] for text in pieces]
 
+    def states(self, prefix: str, texts: Sequence[str]) -> list[list[float]]:
+        rows = [self.base.encode(text, continues=True) for text in texts]
+        layers = self._run(prefix, rows, output_hidden_states=True).hidden_states
+        depth = len(layers) - 1
+        middle = layers[round(0.45 * depth) : round(0.9 * depth) + 1]
+        last = [len(row) - 1 for row in rows]
+        ends = torch.stack([layer[range(len(rows)), last].float() for layer in middle])
+        found: list[list[float]] = torch.nn.functional.normalize(ends, dim=-1).mean(0).tolist()
+        return found
+
     def _hidden(self, prefix: str, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Last hidden states after a cached prefix. Shape: (rows, longest row, width)."""
+        hidden: torch.Tensor = self._run(prefix, rows).last_hidden_state
+        return hidden
+
+    def _run(self, prefix: str, rows: Sequence[Sequence[int]], **options: Any) -> Any:
+        """The model without its output layer, over token ids that follow a cached prefix."""
         cache, length = self._prefix_cache(prefix, len(rows))
         ids, mask = self._padded(rows, "right")
         ones = torch.ones((len(rows), length), dtype=mask.dtype, device=mask.device)
         positions = torch.arange(length, length + ids.shape[1], device=ids.device)
         with torch.inference_mode():
-            hidden: torch.Tensor = self._body()(
+            return self._body()(
                 input_ids=ids,
                 attention_mask=torch.cat([ones, mask], dim=1),
                 position_ids=positions.unsqueeze(0).expand_as(ids),
                 past_key_values=cache,
                 use_cache=True,
-            ).last_hidden_state
-        return hidden
+                **options,
+            )
 
     def _body(self) -> Any:
         return self.base.model.get_decoder()
@@ -222,65 +266,40 @@ def _capped(logits: torch.Tensor, cap: float | None) -> torch.Tensor:
     return cap * torch.tanh(logits / cap) if cap else logits
 
 
-class _Draw(LogitsProcessor):  # type: ignore[misc]  # transformers ships no types
-    """Draws the next token itself and leaves one finite score, so that argmax finds it.
+class _Draw:
+    """Draws the next token of each row.
 
     Sampling over the whole of a 262k vocabulary costs more than the forward pass (measured:
     multinomial alone 200 ms for 32 rows on two cores). Here top_k cuts first, then temperature
-    and top_p act on what is left, then one uniform number a row decides.
+    and top_p act on what is left, then one uniform number a row decides. Numbers are drawn for
+    rows that have ended too, so that a row's own do not hang on when the others end.
     """
 
-    def __init__(self, sampling: Sampling, generator: torch.Generator) -> None:
+    def __init__(self, sampling: Sampling, rows: int, seed: int, device: torch.device) -> None:
         self.sampling = sampling
-        self.generator = generator
+        self.rows = rows
+        self.generator = torch.Generator(device=device).manual_seed(seed)
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+    def __call__(
+        self, input_ids: torch.Tensor, logits: torch.Tensor, live: Sequence[int]
+    ) -> torch.Tensor:
+        """For the batch's rows in ``live``. logits: (live, vocabulary) -> (live, 1)."""
         s = self.sampling
+        if s.temperature == 0:
+            return logits.argmax(dim=-1, keepdim=True)
         if s.repetition_penalty != 1.0:
-            seen = scores.gather(1, input_ids)
+            logits = logits.float()
+            seen = logits.gather(1, input_ids)
             seen = torch.where(seen < 0, seen * s.repetition_penalty, seen / s.repetition_penalty)
-            scores = scores.scatter(1, input_ids, seen)
-        top, ids = torch.topk(scores, min(s.top_k, scores.shape[-1]), dim=-1)
+            logits = logits.scatter(1, input_ids, seen)
+        top, ids = torch.topk(logits, min(s.top_k, logits.shape[-1]), dim=-1)
         p = (top.float() / s.temperature).softmax(dim=-1)
         kept = p * ((p.cumsum(dim=-1) - p) < s.top_p)
         edges = kept.cumsum(dim=-1)
-        point = torch.rand((len(p), 1), generator=self.generator, device=p.device) * edges[:, -1:]
-        choice = ids.gather(
-            1, torch.searchsorted(edges, point, right=True).clamp(max=ids.shape[1] - 1)
-        )
-        drawn = torch.full_like(scores, torch.finfo(scores.dtype).min)
-        return drawn.scatter(1, choice, 0.0)
-
-
-class _Stopper(StoppingCriteria):  # type: ignore[misc]  # transformers ships no types
-    """Ends a row once a stop string stands in its continuation."""
-
-    _TAIL: Final = 12
-    """Tokens decoded at each step; longer than any stop string."""
-
-    def __init__(self, base: BaseModel, start: int, stop: tuple[str, ...]) -> None:
-        self.base = base
-        self.start = start
-        self.stop = stop
-        self.done: torch.Tensor | None = None
-        self.spoken: torch.Tensor | None = None
-
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # noqa: ARG002 - the hook's signature
-        rows = len(input_ids)
-        if self.done is None or self.spoken is None:
-            self.done = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
-            self.spoken = torch.zeros(rows, dtype=torch.bool, device=input_ids.device)
-        tail = input_ids[:, max(self.start, input_ids.shape[1] - self._TAIL) :].tolist()
-        for i in range(rows):
-            if bool(self.done[i]):
-                continue
-            text = self.base.decode(tail[i])
-            if not bool(self.spoken[i]):
-                text = text.lstrip()
-                self.spoken[i] = bool(text)
-            if _stop_at(text, self.stop) is not None:
-                self.done[i] = True
-        return self.done
+        luck = torch.rand((self.rows, 1), generator=self.generator, device=p.device)
+        point = luck[live] * edges[:, -1:]
+        at = torch.searchsorted(edges, point, right=True).clamp(max=ids.shape[1] - 1)
+        return ids.gather(1, at)
 
 
 def _stop_at(text: str, stop: Sequence[str]) -> int | None:

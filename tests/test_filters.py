@@ -18,6 +18,7 @@ from phases import calibration, filters, likelihood, prompts
 from phases.calibration import MIN_KEPT, find_margin, find_zero
 from phases.fake_engine import LABELS, FakeEngine
 from phases.filters import Filter
+from phases.linear_probe import cross_fitted, fit
 from phases.prompts import load_few_shot
 from runbook.artifacts import read_jsonl
 from runbook.contract import (
@@ -57,7 +58,7 @@ def make_request(tmp_path: Path) -> Make:
                 "probe_instructions": str(PROBE / "instructions.jsonl"),
                 "probe_pairs": str(PROBE / "pairs.jsonl"),
                 "probe_generated": str(PROBE / "generated.jsonl"),
-                "instructions": ["critic", "contrast"],
+                "instructions": ["critic", "linear_probe"],
                 "pairs": ["critic", "likelihood"],
                 "good_share": 0.8,
                 **params,
@@ -156,23 +157,47 @@ def test_likelihood_reads_response_gain_and_ending() -> None:
     assert parts == {"fits": -1.5, "gain": 3.0, "ends": -0.25}
 
 
-def test_contrast_asks_after_each_list_of_either_label() -> None:
-    """The mean over the lists; each example stands in one list, and in that of its label."""
-    shots, seen = load_few_shot(FEW_SHOT), []
+def test_a_linear_probe_finds_the_direction_that_tells_good_from_bad() -> None:
+    """Fitted on noise of many dimensions and one that matters, it scores new rows by that one."""
+    draw = random.Random(5)
 
-    class Scored(FakeEngine):
-        def text_logps(self, prefix: str, texts: Any) -> list[list[list[float]]]:
-            seen.append(prefix)
-            good = prefix.startswith(prompts.LIST_OF_GOOD)
-            return [[[-1.0, -len(seen) if good else -8.0]] for _ in texts]
+    def rows(count: int) -> tuple[list[list[float]], list[bool]]:
+        good = [at % 2 == 0 for at in range(count)]
+        states = [[draw.gauss(0, 1) for _ in range(40)] for _ in good]
+        for state, label in zip(states, good, strict=True):
+            state[7] += 3 if label else -3
+        return states, good
 
-    (parts,) = likelihood.contrast(Scored(), shots, ["Name a fruit."])
-    assert parts == {"contrast": pytest.approx(-(1 + 2 + 3) / 3 + 8)}
-    assert len(seen) == 2 * prompts.LISTS
-    for label, lists in ((True, seen[:3]), (False, seen[3:])):
-        lines = [line for text in lists for line in text.splitlines() if line.startswith("Instr")]
-        texts = [s.text for s in shots.labelled_instructions if s.good is label]
-        assert sorted(lines) == sorted(f"Instruction: {text}" for text in texts)
+    weights = fit(*rows(120))
+    states, good = rows(200)
+    scores = [weights.score(state) for state in states]
+    right = [score > 0 for score in scores]
+    assert sum(a is b for a, b in zip(right, good, strict=True)) >= 190
+    assert max(range(40), key=lambda at: abs(weights.slope[at])) == 7
+
+
+def test_a_linear_probe_does_not_learn_labels_by_heart_unseen() -> None:
+    """On pure noise the fit knows its own rows; cross-fitted scores are no better than chance."""
+    draw = random.Random(7)
+    states = [[draw.gauss(0, 1) for _ in range(60)] for _ in range(100)]
+    good = [draw.random() < 0.5 for _ in states]
+    weights = fit(states, good)
+
+    def area(scores: list[float]) -> float:
+        return auc(
+            [s for s, g in zip(scores, good, strict=True) if g],
+            [s for s, g in zip(scores, good, strict=True) if not g],
+        )
+
+    assert area([weights.score(state) for state in states]) > 0.9
+    assert 0.3 < area(cross_fitted(states, good)) < 0.7
+
+
+def test_rows_that_are_always_fitted_get_no_score() -> None:
+    """The few-shot file's own rows help and are not judged."""
+    states = [[float(at), 1.0] for at in range(30)]
+    good = [at > 14 for at in range(30)]
+    assert len(cross_fitted(states, good, always=10)) == 20
 
 
 # --- the step
@@ -185,7 +210,7 @@ def test_the_calibration_measures_every_filter_and_uses_the_best(make_request: M
     rows = read_jsonl(request.output / "readings.jsonl")
     assert {(r["kind"], r["filter"]) for r in rows} == {
         ("instructions", "critic"),
-        ("instructions", "contrast"),
+        ("instructions", "linear_probe"),
         ("pairs", "critic"),
         ("pairs", "likelihood"),
     }
@@ -312,7 +337,7 @@ def test_without_labels_the_fake_does_not_calibrate(
 
 
 def readings(good: list[float], bad: list[float], **fields: Any) -> list[dict[str, Any]]:
-    head = {"filter": "contrast", "in_use": True, "kept": True, **fields}
+    head = {"filter": "linear_probe", "in_use": True, "kept": True, **fields}
     return [
         {**head, "kind": kind, "id": f"{kind}{half}{label}{at}", "half": half}
         | {"group": group(kind, label=label), "good": label, "score": score}

@@ -93,7 +93,7 @@ SPECS: Mapping[str, Any] = {
             "few_shot": FILES["few_shot"],
             **{f"probe_{name}": f"{name}.jsonl" for name in PROBES},
         },
-        "params": {"instructions": ["contrast"], "pairs": ["likelihood"], "good_share": 0.8},
+        "params": {"instructions": ["linear_probe"], "pairs": ["likelihood"], "good_share": 0.8},
         "gate": {
             "criteria": [
                 {"metric": "instruction_filter_auc", "kind": "instrument", "at_least": 0.8},
@@ -381,9 +381,7 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Play:
 
 
 def calls_of(batch: str) -> int:
-    """A contrast asks after three lists of either label, a likelihood with and without."""
-    if "contrast" in batch or "instruction_filter" in batch:
-        return 6
+    """A likelihood is read with the instruction and without."""
     return 2 if "likelihood" in batch or "pair_filter" in batch else 1
 
 

@@ -37,7 +37,7 @@ DATA = {
 PROBES = {"probe_instructions": "instructions.jsonl", "probe_pairs": "pairs.jsonl"}
 SIZES: dict[str, dict[str, Any]] = {
     "contamination": {},
-    "calibration": {"instructions": ["contrast"], "pairs": ["likelihood"], "good_share": 0.6},
+    "calibration": {"instructions": ["linear_probe"], "pairs": ["likelihood"], "good_share": 0.6},
     "pilot": {**DATA, "raw_rows": 4},
     "scale": {**DATA, "target_kept": 7, "shards": 2, "kept_per_shard": 2},
     "baseline": {"per_kind": 2, "max_new_tokens": 8, "batch_size": 5},
