@@ -16,6 +16,7 @@ from runbook.errors import RunbookError
 READINGS: Final = "filter_readings"
 """The metric whose evidence is the file of readings."""
 _NO_CUT: Final = "no cut of it keeps enough good rows"
+_REMEDY: Final = "name another filter in the calibration's spec, or show it better examples"
 
 Row = dict[str, Json]
 
@@ -72,7 +73,7 @@ def _auc(name: str, rows: Sequence[Row], groups: Sequence[str], evidence: str) -
         bound=measured["bound"],
         instrument=Instrument.OK if usable else Instrument.BROKEN,
         evidence=evidence,
-        note="" if usable else _NO_CUT,
+        note=f"{rows[0]['filter']}: {_REMEDY if usable else _NO_CUT}",
     )
 
 

@@ -134,7 +134,9 @@ def _judge_instrument(
         return _with(blank, Verdict.INVALID, told)
     told = f"{metric.value:.4g}, its lower 95 % bound {metric.bound:.4g}"
     if not _holds(criterion, metric.bound):
-        return _with(blank, Verdict.INVALID, f"{told} does not satisfy {blank.threshold}")
+        advice = f"; {metric.note}" if metric.note else ""
+        told = f"{told} does not satisfy {blank.threshold}{advice}"
+        return _with(blank, Verdict.INVALID, told)
     return _with(blank, Verdict.PASS, f"{told} satisfies {blank.threshold}")
 
 

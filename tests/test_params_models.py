@@ -81,7 +81,7 @@ def test_the_exact_place(folder: Path) -> None:
         ("sft", "quantization: nf4", "quantization: @nf5", "is not one of: none, nf4", "'nf4'?"),
         ("baseline", "per_kind:", "per_kind: @'3' #", "'3' is not a whole number", "quotes"),
         ("pilot", "  near_dup", "  @temprature: 1\n  near_dup", "'temprature'", "'temperature'?"),
-        ("calibration", "[critic, lin", "[critic, @lines, lin", "'lines'", "linear_probe"),
+        ("calibration", "[linear_probe]", "[@linear]", "'linear'", "linear_probe"),
         ("calibration", "good_share:", "good_share: @1.5 #", "1.5", "less than 1"),
         ("pilot", "    temperature: 0.7", "    temperature: @hot", "'hot' is not a", "number"),
         ("pilot", "    top_k: 64", "    @topk: 64\n    top_k: 64", "'topk'", "'top_k'?"),
