@@ -18,8 +18,8 @@ from typing import Any, Final
 from gates.stats import auc, auc_bound
 from phases import prompts
 from phases.base_model import load_base_model
-from phases.calibration import ProbeInstruction, ProbePair, load_probes
 from phases.critic import LABELS
+from phases.probes import ProbeInstruction, ProbePair, load_probes
 from phases.prompts import FewShot, load_few_shot
 from phases.snapshot import check_snapshot
 from phases.transformers_engine import TransformersEngine

@@ -10,18 +10,18 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Final, Literal, TypeVar
+from typing import Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from phases.engines import Engine, open_engine
 from phases.filters import READERS, SCORED, Filter, Parts, keeps, to_document
 from phases.linear_probe import Weights, cross_fitted, fit
-from phases.prompts import FewShot, Text, load_few_shot
+from phases.probes import GeneratedPair, Probe, ProbeInstruction, ProbePair, load_probes
+from phases.prompts import FewShot, load_few_shot
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, write_json, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
-from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.calibration:CalibrationParams"
 MIN_KEPT: Final = 10
@@ -42,55 +42,6 @@ class CalibrationParams(BaseModel):
     pairs: list[Literal["critic", "likelihood"]] = Field(min_length=1)
     good_share: float = Field(gt=0.5, lt=1)
     """Share of good rows among the kept, on the tuning half, that sets the margin."""
-
-
-class _Probe(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    id: str = Field(min_length=1)
-    good: bool
-
-
-Probe = TypeVar("Probe", bound=_Probe)
-
-
-class ProbeInstruction(_Probe):
-    """A labelled instruction."""
-
-    text: Text
-    half: Literal["tune", "test"]
-    difficulty: Literal["easy", "hard"]
-    why: str
-    """Why it is hard, or bad."""
-
-    @property
-    def group(self) -> str:
-        return self.difficulty
-
-
-class ProbePair(_Probe):
-    """A labelled pair; a bad one names what is wrong with it."""
-
-    instruction: Text
-    response: Text
-    half: Literal["tune", "test"]
-    negative: Literal[
-        "", "mismatched", "cut_off", "rambling", "empty_of_sense", "wrong_answer", "wrong_format"
-    ]
-
-    @property
-    def group(self) -> str:
-        if self.good:
-            return "good"
-        return "hard" if self.negative.startswith("wrong") else "easy"
-
-
-class GeneratedPair(_Probe):
-    """A pair that a model wrote; ``good`` is of both together."""
-
-    instruction: Text
-    response: Text
-    instruction_good: bool
 
 
 def run(request: PhaseRequest) -> PhaseResult:
@@ -119,52 +70,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     return _finished(request, rows, used, Path(params.few_shot))
 
 
-def load_probes(path: Path, model: type[Probe]) -> list[Probe]:
-    """The rows of a probe file.
-
-    Raises:
-        ConfigError: names the line and what is wrong with it; or there are too few rows of one
-            label.
-    """
-    found: list[Probe] = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the probe file cannot be read: {error}", where=str(path), fix="give a JSONL file"
-        ) from error
-    for number, line in enumerate(lines, 1):
-        try:
-            found.append(model.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the row"
-            raise ConfigError(
-                f"{place}: {first['msg']}",
-                where=f"{path}:{number}",
-                fix=f"give it the fields {', '.join(model.model_fields)}; see specs/probe/",
-            ) from error
-    _check(path, found)
-    return found
-
-
-def _check(path: Path, probes: Sequence[_Probe]) -> None:
-    names = [probe.id for probe in probes]
-    halves = {getattr(probe, "half", "all") for probe in probes} or {"all"}
-    if len(set(names)) != len(names):
-        what = "an id stands twice"
-    elif any(
-        sum(p.good is good and getattr(p, "half", "all") == half for p in probes) < MIN_KEPT
-        for half in halves
-        for good in (True, False)
-    ):
-        what = f"fewer than {MIN_KEPT} good or {MIN_KEPT} bad rows (in a half)"
-    else:
-        return
-    raise ConfigError(what, where=str(path), fix="see the files of specs/probe/")
-
-
-def _item(kind: str, probe: _Probe) -> Json:
+def _item(kind: str, probe: Probe) -> Json:
     if isinstance(probe, ProbeInstruction):
         return probe.text
     assert isinstance(probe, ProbePair | GeneratedPair)
@@ -196,7 +102,7 @@ def _read(
 
 
 def _parts(
-    name: str, shown: Sequence[bool], probes: Sequence[_Probe], readings: Sequence[Row]
+    name: str, shown: Sequence[bool], probes: Sequence[Probe], readings: Sequence[Row]
 ) -> tuple[Weights | None, list[Parts]]:
     """The parts of each probe; a linear probe is fitted first.
 
@@ -217,7 +123,7 @@ def _parts(
     return weights, [{"probe": score} for score in scores]
 
 
-def _tuning(probes: Sequence[_Probe]) -> list[int]:
+def _tuning(probes: Sequence[Probe]) -> list[int]:
     return [at for at, probe in enumerate(probes) if getattr(probe, "half", "") == "tune"]
 
 
@@ -225,7 +131,7 @@ def _measure(  # what was read, and what it was read with
     kind: str,
     name: str,
     weights: Weights | None,
-    probes: Sequence[_Probe],
+    probes: Sequence[Probe],
     parts: Sequence[Parts],
     good_share: float,
 ) -> tuple[Filter, float, list[Row]]:
@@ -245,7 +151,7 @@ def _measure(  # what was read, and what it was read with
     return one, separation, rows
 
 
-def _row(one: Filter, probe: _Probe, parts: Parts) -> Row:
+def _row(one: Filter, probe: Probe, parts: Parts) -> Row:
     """What the gate reads of one probe."""
     written = isinstance(probe, GeneratedPair)
     critique = one.critique(parts)

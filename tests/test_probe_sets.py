@@ -5,12 +5,12 @@ from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from statistics import mean
-from typing import Final, Literal
+from typing import Final
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field
 
 from phases.held_out import load_instructions
+from phases.probes import GeneratedPair, Probe, ProbeInstruction, ProbePair, load_probes
 from phases.prompts import load_few_shot, seen_instructions
 from runbook.text import NearDuplicates, normalise
 
@@ -20,37 +20,9 @@ HALVES: Final = ("tune", "test")
 EASY: Final = ("mismatched", "cut_off", "rambling", "empty_of_sense")
 HARD: Final = ("wrong_answer", "wrong_format")
 
-Text = Field(min_length=1, max_length=2000)
-
-
-class Row(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-
-    id: str
-    good: bool
-    half: Literal["tune", "test"]
-
-
-class ProbeInstruction(Row):
-    text: str = Text
-    difficulty: Literal["easy", "hard"]
-    why: str
-
-
-class ProbePair(Row):
-    instruction: str = Text
-    response: str = Text
-    negative: Literal[
-        "", "mismatched", "cut_off", "rambling", "empty_of_sense", "wrong_answer", "wrong_format"
-    ]
-
-
-def lines(name: str) -> list[str]:
-    return (SPECS / "probe" / name).read_text("utf-8").splitlines()
-
-
-INSTRUCTIONS = [ProbeInstruction.model_validate_json(x) for x in lines("instructions.jsonl")]
-PAIRS = [ProbePair.model_validate_json(x) for x in lines("pairs.jsonl")]
+INSTRUCTIONS = load_probes(SPECS / "probe" / "instructions.jsonl", ProbeInstruction)
+PAIRS = load_probes(SPECS / "probe" / "pairs.jsonl", ProbePair)
+GENERATED = load_probes(SPECS / "probe" / "generated.jsonl", GeneratedPair)
 TEXTS = {
     half: {row.text for row in INSTRUCTIONS if row.half == half}
     | {row.instruction for row in PAIRS if row.half == half}
@@ -113,7 +85,7 @@ def test_the_halves_hold_the_same() -> None:
 
 
 @pytest.mark.parametrize(("rows", "letter"), [(INSTRUCTIONS, "i"), (PAIRS, "p")])
-def test_ids_are_unique_and_in_order(rows: Sequence[Row], letter: str) -> None:
+def test_ids_are_unique_and_in_order(rows: Sequence[Probe], letter: str) -> None:
     """Ids count up from one without a gap, so none stands twice."""
     assert [row.id for row in rows] == [f"{letter}{n:03d}" for n in range(1, len(rows) + 1)]
 
@@ -164,3 +136,9 @@ def test_length_does_not_tell_the_label(half: str) -> None:
     ):
         assert near_in_length(good, bad)
         assert 0.4 <= longer_share(good, bad) <= 0.6
+
+
+def test_a_generated_pair_is_good_only_with_a_good_instruction() -> None:
+    """What a model wrote is labelled twice, and the labels do not contradict each other."""
+    assert [row.id for row in GENERATED if row.good and not row.instruction_good] == []
+    assert len({row.id for row in GENERATED}) == len(GENERATED) >= 150
