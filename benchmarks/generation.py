@@ -289,7 +289,7 @@ def tell_choosing(base: BaseModel, case: Case) -> None:
         "plain: all of it on the whole vocabulary": lambda: (
             warpers(ids, logits.float()).softmax(dim=-1).multinomial(1)
         ),
-        "greedy": lambda: logits.argmax(dim=-1),
+        "greedy": lambda: logits.float().argmax(dim=-1),
     }
     found = {name: median(seconds(way) for _ in range(5)) for name, way in ways.items()}
     least = min(found.values())

@@ -79,10 +79,11 @@ def test_the_normaliser_holds_for_a_token_that_is_all_but_impossible(
 ) -> None:
     """Its logit may lie hundreds below the largest, and nothing overflows."""
     hidden = 40 * torch.randn(2, engine.base.model.config.hidden_size, dtype=torch.bfloat16)
-    weight = engine.base.model.get_output_embeddings().weight
+    weight = engine.base.model.get_output_embeddings().weight.detach()
     logits = (hidden.float() @ weight.float().T).double()
     ids = torch.stack([logits.argmin(-1), logits.argmax(-1)], dim=1)
-    found = engine._head_logps(hidden, ids)
+    with torch.inference_mode():
+        found = engine._head_logps(hidden, ids)
     assert found[:, 0].isfinite().all()
     assert float(found[:, 0].max()) < -100
     torch.testing.assert_close(
@@ -120,3 +121,46 @@ def test_chat_markup_never_reaches_the_model(engine: TransformersEngine) -> None
     """A prompt that tokenizes to a turn marker is refused before it is fed."""
     with pytest.raises(SentinelError, match="chat markup"):
         engine.generate(["<start_of_turn>user\nHello"], Sampling(4), (), seed=0)
+
+
+@pytest.fixture(scope="module")
+def exact(gemma: Path) -> TransformersEngine:
+    """In fp32, where a text does not hang on the shape of its batch."""
+    return TransformersEngine(load_base_model(gemma, {**MODEL, "dtype": "float32"}, {"threads": 2}))
+
+
+def test_a_shared_start_changes_no_text(
+    exact: TransformersEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read once for all rows or by each of them, greedy and drawn."""
+    asked = [prompts.response_prompt(SHOTS, text) for text in INSTRUCTIONS]
+    for sampling in (Sampling(10), Sampling(10, temperature=0.8, top_p=0.9)):
+        once = exact.generate(asked, sampling, ("###",), seed=3)
+        with monkeypatch.context() as patched:
+            patched.setattr(exact, "_shared", lambda *_: [])
+            assert exact.generate(asked, sampling, ("###",), seed=3) == once
+
+
+def test_a_row_that_ends_leaves_the_others_as_they_are(exact: TransformersEngine) -> None:
+    """What a row says is what it says alone, however early its neighbours end."""
+    asked = ["One, two, three, four,", "Monday, Tuesday, Wednesday,", "The capital of France is"]
+    alone = [exact.generate([text], Sampling(16), ("six", "Friday"), seed=0)[0] for text in asked]
+    together = exact.generate(asked, Sampling(16), ("six", "Friday"), seed=0)
+    assert together == alone
+    assert len({made.tokens for made in together}) > 1
+
+
+def test_greedy_text_is_what_the_library_says(exact: TransformersEngine) -> None:
+    """The engine's own loop against ``model.generate``, one text at a time."""
+    for text in INSTRUCTIONS[:3]:
+        prompt = prompts.response_prompt(SHOTS, text)
+        ids = torch.tensor([exact.base.encode(prompt)])
+        with torch.inference_mode():
+            out = exact.base.model.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=8,
+                do_sample=False,
+            )
+        (made,) = exact.generate([prompt], Sampling(8), (), seed=0)
+        assert made.text == exact.base.decode(out[0, ids.shape[1] :].tolist())
