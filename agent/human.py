@@ -9,6 +9,8 @@ import shlex
 from runbook.artifacts import write_text
 from runbook.contract import Attempt, Json, ReviewRequest
 
+_ADDING = ("A retry may add `--change NAME=NUMBER` within the ranges above.",)
+
 
 def ask(request: ReviewRequest) -> None:
     """Write ``request.md`` into the review's folder; safe to repeat."""
@@ -24,7 +26,7 @@ def render(request: ReviewRequest) -> str:
         f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
         f"        --workspace {shlex.quote(str(request.workspace))}",
         "",
-        "A retry may add `--change NAME=NUMBER` within the ranges above.",
+        *(_ADDING if "retry" in request.allowed and request.adjustable else ()),
         "Then the same `runbook run` goes on.",
         "",
     ]
@@ -46,16 +48,21 @@ def question(request: ReviewRequest) -> str:
         "## Every attempt, with its parameters",
         "",
         *(line for attempt in request.attempts for line in _attempt(attempt)),
-        "## What a retry may change",
-        "",
-        *(f"- `{n}`: {r.min:g} to {r.max:g}" for n, r in sorted(request.adjustable.items())),
-        "",
+        *_changes(request),
         "## Ten raw rows behind the reading",
         "",
         *(f"    {_escaped(row)}" for row in request.flagged),
         "",
     ]
     return "\n".join(lines)
+
+
+def _changes(request: ReviewRequest) -> list[str]:
+    """What a retry may set; nothing where none is allowed, or nothing may be changed."""
+    if "retry" not in request.allowed or not request.adjustable:
+        return []
+    ranges = [f"- `{n}`: {r.min:g} to {r.max:g}" for n, r in sorted(request.adjustable.items())]
+    return ["## What a retry may change", "", *ranges, ""]
 
 
 def _attempt(attempt: Attempt) -> list[str]:

@@ -10,7 +10,6 @@ instructions, because the naive way takes seconds an item on the whole.
 """
 
 import gc
-import os
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -19,22 +18,17 @@ from statistics import median
 from typing import Final
 
 import torch
+from setting import ROOT, find_setting, machine
 
 from phases import prompts
 from phases.base_model import BaseModel, load_base_model
 from phases.critic import LABELS
 from phases.prompts import FewShot, load_few_shot
-from phases.snapshot import check_snapshot
 from phases.transformers_engine import TransformersEngine
 from runbook.artifacts import read_jsonl
-from runbook.errors import RunbookError
-from runbook.manifest import cpu, versions
 from runbook.plan import Plan
 from runbook.report.safe_text import columns
-from runbook.schema import load_plan
 
-ROOT: Final = Path(__file__).parents[1]
-MODEL: Final = ROOT / "workspace" / "models" / "base"
 BATCH: Final = 32
 ITEMS: Final = 160
 NAIVE_ITEMS: Final = 8
@@ -54,25 +48,14 @@ class HeadOfModel(TransformersEngine):
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) > 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-    folder = Path(arguments[0]).resolve() if arguments else MODEL
-    try:
-        check_snapshot(folder)
-        plan = load_plan(ROOT / "specs" / "quickstart" / "runbook.yaml")
-        base = load_base_model(folder, plan.model, plan.engine)
-    except RunbookError as error:
-        fix = "make quickstart, or name the folder of another model as the argument"
-        print(f"{error.where}: {error.what}\n  fix: {fix}", file=sys.stderr)
-        return error.code
+    folder, plan = find_setting(arguments, __doc__)
+    base = load_base_model(folder, plan.model, plan.engine)
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml")
     items = read_jsonl(ROOT / "specs" / "probe" / "instructions.jsonl")
     # The file has one half after another: every second item or so, so that both are there.
     chosen = [items[i * len(items) // ITEMS] for i in range(min(ITEMS, len(items)))]
     suffixes = [prompts.instruction_critic_suffix(str(item["text"])) for item in chosen]
-    print(f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(machine())
     times = tell_speed(base, prefix_of(shots), suffixes)
     points = tell_labels(base, folder, plan, prefix_of(first_of(shots)), suffixes)
     print(

@@ -11,9 +11,10 @@ cannot move the AUC. The other half of the probes is not touched: the calibratio
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Final
+
+from setting import ROOT, find_setting, machine
 
 from gates.stats import auc, auc_bound
 from phases import prompts
@@ -21,15 +22,9 @@ from phases.base_model import load_base_model
 from phases.critic import LABELS
 from phases.probes import ProbeInstruction, ProbePair, load_probes
 from phases.prompts import FewShot, load_few_shot
-from phases.snapshot import check_snapshot
 from phases.transformers_engine import TransformersEngine
-from runbook.errors import RunbookError
-from runbook.manifest import cpu, versions
 from runbook.report.safe_text import columns
-from runbook.schema import load_plan
 
-ROOT: Final = Path(__file__).parents[1]
-MODEL: Final = ROOT / "workspace" / "models" / "base"
 SHOTS: Final = (4, 8, 16, 32, 48, 96)
 BATCH: Final = 32
 HEADER: Final = (
@@ -48,14 +43,7 @@ Labelled = Sequence[tuple[str, bool]]
 
 def main(arguments: Sequence[str]) -> int:
     """Print both tables. Exit 2 where there is no model."""
-    folder = Path(arguments[0]) if arguments else MODEL
-    try:
-        check_snapshot(folder)
-    except RunbookError as error:
-        print(error, file=sys.stderr)
-        print("fix: run 'make quickstart' first, or name a model's folder", file=sys.stderr)
-        return 2
-    plan = load_plan(ROOT / "specs" / "quickstart" / "runbook.yaml")
+    folder, plan = find_setting(arguments, __doc__)
     engine = TransformersEngine(load_base_model(folder, plan.model, plan.engine))
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml")
     probe = ROOT / "specs" / "probe"
@@ -69,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         for p in load_probes(probe / "pairs.jsonl", ProbePair)
         if p.half == "tune" and p.group != "hard"
     ]
-    print(f"{cpu()}; torch {versions()['torch']}\n")
+    print(machine(), end="\n\n")
     for title, labelled, prefix, empty in (
         (
             "Instructions",

@@ -7,7 +7,6 @@ a folder is given. Both sides get the quickstart's prompts and sampling, the sam
 new tokens, and are counted alike: what stands before the end of a row. Each is run twice, in turn.
 """
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -17,6 +16,7 @@ from statistics import median
 from typing import Any, Final
 
 import torch
+from setting import ROOT, find_setting, machine
 from transformers import (
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -31,16 +31,10 @@ from phases.clean import STOP_STRINGS
 from phases.engines import Sampling
 from phases.generation import PilotParams
 from phases.prompts import load_few_shot
-from phases.snapshot import check_snapshot
 from phases.transformers_engine import TransformersEngine, _Draw
 from runbook.artifacts import read_jsonl
-from runbook.errors import RunbookError
-from runbook.manifest import cpu, versions
 from runbook.report.safe_text import columns
-from runbook.schema import load_plan
 
-ROOT: Final = Path(__file__).parents[1]
-MODEL: Final = ROOT / "workspace" / "models" / "base"
 BATCH: Final = 32
 BATCHES: Final = (16, 32, 64, 128)
 NEW_TOKENS: Final = 12
@@ -76,23 +70,12 @@ class Unshared(TransformersEngine):
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) > 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-    folder = Path(arguments[0]).resolve() if arguments else MODEL
-    try:
-        check_snapshot(folder)
-        plan = load_plan(ROOT / "specs" / "quickstart" / "runbook.yaml")
-        base = load_base_model(folder, plan.model, plan.engine)
-    except RunbookError as error:
-        fix = "make quickstart, or name the folder of another model as the argument"
-        print(f"{error.where}: {error.what}\n  fix: {fix}", file=sys.stderr)
-        return error.code
+    folder, plan = find_setting(arguments, __doc__)
+    base = load_base_model(folder, plan.model, plan.engine)
     hf_logging.set_verbosity_error()
     pilot = next(step for step in plan.steps if step.name == "pilot")
     cases = make_cases(PilotParams.model_validate(pilot.params))
-    print(f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
+    print(machine())
     print(f"{BATCH} rows a batch, {NEW_TOKENS} new tokens at the most")
     worst = compare(base, cases)
     tell_parts(base, cases)

@@ -9,7 +9,6 @@ loads the model anew, and its first step is not counted.
 """
 
 import gc
-import os
 import sys
 import tempfile
 import time
@@ -25,6 +24,7 @@ from typing import Any, Final
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
+from setting import ROOT, find_setting
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
@@ -34,18 +34,13 @@ from phases import prompts, sft
 from phases.base_model import BaseModel, load_base_model
 from phases.checkpoints import score_responses_alone, trainer_settings
 from phases.records import Row, parse_params
-from phases.snapshot import check_snapshot
 from phases.training_params import SftParams
 from runbook.artifacts import read_jsonl
 from runbook.contract import Json, PhaseRequest
-from runbook.errors import RunbookError
-from runbook.manifest import cpu, versions
+from runbook.plan import Plan
 from runbook.report.safe_text import columns
-from runbook.schema import load_plan
 from runbook.testing import LocalChannel
 
-ROOT: Final = Path(__file__).parents[1]
-MODEL: Final = ROOT / "workspace" / "models" / "base"
 MEASURED: Final = 4
 BARE: Final = "a bare loop"
 DEFAULTS: Final = "TRL, its own defaults"
@@ -105,18 +100,9 @@ class Clock(TrainerCallback):  # type: ignore[misc]  # transformers ships no typ
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) > 1:
-        print(__doc__, file=sys.stderr)
-        return 2
-    folder = Path(arguments[0]).resolve() if arguments else MODEL
+    folder, plan = find_setting(arguments, __doc__)
     with tempfile.TemporaryDirectory() as scratch:
-        try:
-            check_snapshot(folder)
-            setup, base = prepare(folder, Path(scratch))
-        except RunbookError as error:
-            fix = "make quickstart, or name the folder of another model as the argument"
-            print(f"{error.where}: {error.what}\n  fix: {fix}", file=sys.stderr)
-            return error.code
+        setup, base = prepare(folder, plan, Path(scratch))
         with quiet():
             trainer = sft.make_trainer(setup.request, setup.params, base, setup.rows)
             batches = list(trainer.get_train_dataloader())
@@ -125,13 +111,12 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def prepare(folder: Path, scratch: Path) -> tuple[Setup, BaseModel]:
+def prepare(folder: Path, plan: Plan, scratch: Path) -> tuple[Setup, BaseModel]:
     """The quickstart's settings on the first rows that fill the steps.
 
     Raises:
         RunbookError: the folder holds no model, or the specs are wrong.
     """
-    plan = load_plan(ROOT / "specs" / "quickstart" / "runbook.yaml")
     spec = next(step for step in plan.steps if step.name == "sft")
     request = PhaseRequest(
         step="sft",
@@ -300,8 +285,6 @@ def tell(
 ) -> None:
     tokens = sum(len(row["input_ids"]) for row in setup.rows)
     counted = sum(label != -100 for row in setup.rows for label in row["labels"])
-    print(f"{cpu()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads")
-    print(", ".join(f"{name} {number}" for name, number in versions().items()))
     print(
         f"{len(setup.rows)} rows, {setup.params.batch_size} a batch, {tokens / len(setup.rows):.0f}"
         f" tokens a row, {counted / len(setup.rows):.0f} of them in the loss"

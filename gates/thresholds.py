@@ -7,7 +7,7 @@ declared rule, marked thin.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -37,7 +37,10 @@ def judge(criteria: Sequence[Criterion], metrics: Sequence[Metric], *, final: bo
         underpowered in this order; pass only if every criterion passed.
     """
     named = {m.name: m for m in metrics}
-    results = tuple(_judge_one(c, named.get(c.metric), final=final) for c in criteria)
+    results = tuple(
+        _judge_one(c, named[c.metric], final=final) if c.metric in named else _missing(c, named)
+        for c in criteria
+    )
     doubled = sorted({m.name for m in metrics if sum(o.name == m.name for o in metrics) > 1})
     if doubled:
         results = tuple(
@@ -61,8 +64,13 @@ def _overall(results: Sequence[CriterionResult]) -> Verdict:
     return Verdict.PASS
 
 
-def _judge_one(criterion: Criterion, metric: Metric | None, *, final: bool) -> CriterionResult:
-    blank = CriterionResult(
+def _missing(criterion: Criterion, named: Mapping[str, Metric]) -> CriterionResult:
+    told = f"was not measured; the step measured {', '.join(sorted(named)) or 'nothing'}"
+    return _with(_blank(criterion, None), Verdict.INVALID, told)
+
+
+def _blank(criterion: Criterion, metric: Metric | None) -> CriterionResult:
+    return CriterionResult(
         metric=criterion.metric,
         kind=criterion.kind,
         threshold=criterion.threshold,
@@ -74,8 +82,10 @@ def _judge_one(criterion: Criterion, metric: Metric | None, *, final: bool) -> C
         reason="",
         evidence=metric.evidence if metric else "",
     )
-    if metric is None:
-        return _with(blank, Verdict.INVALID, "was not measured")
+
+
+def _judge_one(criterion: Criterion, metric: Metric, *, final: bool) -> CriterionResult:
+    blank = _blank(criterion, metric)
     fault = _fault(criterion, metric)
     if fault:
         return _with(blank, Verdict.INVALID, fault)
@@ -85,6 +95,7 @@ def _judge_one(criterion: Criterion, metric: Metric | None, *, final: bool) -> C
     holds = _holds(criterion, metric.value)
     if metric.instrument is not Instrument.OK and not (criterion.kind == "sentinel" and not holds):
         told = f"read {metric.value:.4g} from an instrument that is {metric.instrument.value}"
+        told = f"{told}: {metric.note}" if metric.note else told
         return _with(blank, Verdict.INVALID, told)
     if metric.n is not None and metric.n < criterion.min_n and criterion.kind != "sentinel":
         told = f"n is {metric.n}, the criterion asks for {criterion.min_n}"

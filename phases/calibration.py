@@ -43,6 +43,14 @@ class CalibrationParams(BaseModel):
     good_share: float = Field(gt=0.5, lt=1)
     """Share of good rows among the kept, on the tuning half, that sets the margin."""
 
+    def check_files(self) -> None:
+        """Read the few-shot file and the probes; raises ConfigError for one that is no use."""
+        load_few_shot(Path(self.few_shot))
+        load_probes(Path(self.probe_instructions), ProbeInstruction)
+        load_probes(Path(self.probe_pairs), ProbePair)
+        if self.probe_generated:
+            load_probes(Path(self.probe_generated), GeneratedPair)
+
 
 def run(request: PhaseRequest) -> PhaseResult:
     """Return the artifacts ``filters`` (those in use, with their cuts) and ``readings`` (rows)."""

@@ -98,7 +98,7 @@ def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[
             max(ends.values()) if ends else None,
             n=len(ends),
             instrument=known,
-            note="" if ends else "no chat marker is a single token of this tokenizer",
+            note=_note(family) if ends else "no chat marker is a single token of this tokenizer",
         ),
         Metric(
             "completions_right", right / len(_COMPLETIONS), n=len(_COMPLETIONS), successes=right
@@ -107,3 +107,9 @@ def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[
         Metric("prefix_mismatch", float(not engine.stated()["prefix_matches"]), n=1),
         Metric("template_left", float(not engine.stated()["template_disabled"]), n=1),
     ), rows
+
+
+def _note(family: str) -> str:
+    if family in MEASURED_FAMILIES:
+        return ""
+    return f"family {family!r} was never measured (measured: {', '.join(MEASURED_FAMILIES)})"

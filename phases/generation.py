@@ -17,9 +17,11 @@ from pydantic import Field
 from phases import clean, prompts
 from phases.engines import Engine, SamplingParams
 from phases.filters import Filter, keeps
+from phases.held_out import load_instructions
 from phases.records import Row, batch, chunks
 from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
+from runbook.errors import ConfigError
 from runbook.text import NearDuplicates, normalise
 
 _NUMBERED: Final = re.compile(r"^\s*\d{1,3}\s*[.)]\s*(?P<text>\S.*)$")
@@ -42,6 +44,23 @@ class GenerationParams(SamplingParams):
     instructions: ListSampling
     near_duplicate: float = Field(gt=0, le=1)
     """Jaccard index of word sets from which two instructions are near-duplicates."""
+
+    def check_files(self) -> None:
+        """Read the few-shot file and the held-out set before anything is spent.
+
+        Raises:
+            ConfigError: one of them cannot be used, or what is shown is also examined.
+        """
+        shots = prompts.load_few_shot(Path(self.few_shot))
+        examined = NearDuplicates(self.near_duplicate, load_instructions(Path(self.held_out)))
+        for text in prompts.seen_instructions(shots):
+            found = examined.find(text)
+            if found is not None:
+                raise ConfigError(
+                    f"{text!r} is shown to the model, and the held-out set examines {found!r}",
+                    where=self.few_shot,
+                    fix="take it out of the few-shot file, or out of the held-out set",
+                )
 
 
 class PilotParams(GenerationParams):

@@ -98,15 +98,19 @@ def load_probes(path: Path, model: type[Row]) -> list[Row]:
 
 def _check(path: Path, probes: Sequence[Probe]) -> None:
     names = [probe.id for probe in probes]
-    halves = {getattr(probe, "half", "all") for probe in probes} or {"all"}
-    if len(set(names)) != len(names):
-        what = "an id stands twice"
-    elif any(
-        sum(p.good is good and getattr(p, "half", "all") == half for p in probes) < MIN_OF_A_LABEL
-        for half in halves
-        for good in (True, False)
-    ):
-        what = f"fewer than {MIN_OF_A_LABEL} good or {MIN_OF_A_LABEL} bad rows (in a half)"
-    else:
-        return
-    raise ConfigError(what, where=str(path), fix="see the files of specs/probe/")
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"the id {twice!r} stands twice", where=str(path), fix="rename one")
+    written = any(isinstance(probe, GeneratedPair) for probe in probes)
+    for half in ("all",) if written else ("tune", "test"):
+        for label in (True, False):
+            there = [p for p in probes if p.good is label and getattr(p, "half", "all") == half]
+            if len(there) < MIN_OF_A_LABEL:
+                rows = f"{'good' if label else 'bad'} rows" + (
+                    "" if written else f" of half {half}"
+                )
+                raise ConfigError(
+                    f"{len(there)} {rows}, and fewer than {MIN_OF_A_LABEL} show nothing",
+                    where=str(path),
+                    fix="label more rows; about 50 of each label and half make a usable interval",
+                )

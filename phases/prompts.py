@@ -6,9 +6,9 @@ Rule: no other module builds a prompt. A chat template is never used.
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, Final, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tokens import AliasToken
@@ -53,6 +53,14 @@ class FewShot(_Strict):
     labelled_instructions: list[LabelledInstruction] = Field(min_length=2)
     labelled_pairs: list[LabelledPair] = Field(min_length=2)
 
+    @model_validator(mode="after")
+    def _both_labels(self) -> Self:
+        for name in ("labelled_instructions", "labelled_pairs"):
+            for label in (True, False):
+                if not any(row.good is label for row in getattr(self, name)):
+                    raise ValueError(f"{name} has no row with good: {str(label).lower()}")
+        return self
+
 
 def load_few_shot(path: Path) -> FewShot:
     """Read and check a few-shot file.
@@ -74,7 +82,7 @@ def load_few_shot(path: Path) -> FewShot:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"])
         raise ConfigError(
-            f"{place}: {first['msg']}",
+            f"{place}: {first['msg']}" if place else first["msg"],
             where=str(path),
             fix="give it the four lists of specs/few_shot.yaml; quote words that YAML reads as "
             "something else, like Yes or 7",

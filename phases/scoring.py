@@ -31,6 +31,10 @@ class Conditions(BaseModel):
     batch_size: int = Field(ge=1)
     quantization: str = Field(pattern="^(none|nf4)$")
 
+    def check_files(self) -> None:
+        """Read the held-out set; raises ConfigError for one that is no use, or too small."""
+        items_of(self)
+
 
 def items_of(conditions: Conditions) -> tuple[verifiers.HeldOutItem, ...]:
     """The fixed subset of the held-out set."""

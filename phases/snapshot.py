@@ -1,8 +1,11 @@
 """Whether a folder can hold a model at all, told before anything heavy is imported or loaded."""
 
 from pathlib import Path
+from typing import Final
 
 from runbook.errors import ConfigError
+
+_TOKENIZERS: Final = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_snapshot(folder: Path) -> None:
@@ -16,6 +19,8 @@ def check_snapshot(folder: Path) -> None:
         raise ConfigError("there is no such model folder", where=str(folder), fix=fix)
     if not (folder / "config.json").is_file():
         raise ConfigError("the model folder has no config.json", where=str(folder), fix=fix)
+    if not any((folder / name).is_file() for name in _TOKENIZERS):
+        raise ConfigError("the model folder has no tokenizer", where=str(folder), fix=fix)
     weights = list(folder.glob("*.safetensors"))
     if not weights or any(w.stat().st_size == 0 for w in weights):
         pickles = [p.name for p in (*folder.glob("*.bin"), *folder.glob("*.pt"))]

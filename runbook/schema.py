@@ -27,7 +27,7 @@ from runbook.schema_checks import (
 from runbook.schema_errors import find_problems
 from runbook.schema_models import RunbookModel, SpecModel, StepModel
 from runbook.schema_resolve import Resolver, make_plan
-from runbook.step_params import check_params, with_models
+from runbook.step_params import check_contents, check_params, with_models
 from runbook.yaml_source import Source, ValuePath, read_yaml, unreadable
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -61,7 +61,9 @@ def load_plan(
     _raise([p for o in asked if (p := find_target(o, names))])
     runbook = _overridden(source, [o for o in asked if o.first in TOP_LEVEL], variables)
     asked = [o for o in asked if o.first in names]
-    return make_plan(path, runbook, Resolver(runbook, slots, asked, variables), tuple(overrides))
+    plan = make_plan(path, runbook, Resolver(runbook, slots, asked, variables), tuple(overrides))
+    check_contents(plan, slots)
+    return plan
 
 
 def runbook_json_schema() -> dict[str, Json]:

@@ -269,7 +269,7 @@ class CriterionModel(Strict):
         if self.kind in {"rate", "p_value", "instrument"} and not all(
             0 <= x <= 1 for x in (*lower, *upper)
         ):
-            what = f"the threshold of the {self.kind} does not lie in [0, 1]"
+            what = f"the reading of a {self.kind} lies in [0, 1], the threshold does not"
             raise _refuse(what, "write 5 % as 0.05")
         if lower and upper and self._empty(max(lower), min(upper)):
             what = f"no value of {self.metric} can pass: the lower limit is above the upper"

@@ -19,12 +19,16 @@ from runbook.contract import Json
 from runbook.errors import ConfigError
 from runbook.overrides import Override
 from runbook.params import find, is_number, overlay
+from runbook.plan import Plan
 from runbook.problems import Problem, printable, quoted
 from runbook.schema_checks import Slot, rerun_slots
 from runbook.schema_errors import Fault, find_faults
 from runbook.schema_models import SpecModel
 from runbook.step_function import check_function, declared_params
 from runbook.yaml_source import Source, ValuePath
+
+CHECK = "check_files"
+"""Method of a step's model that reads the files its parameters name."""
 
 _FORM = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*", re.ASCII)
 
@@ -130,6 +134,17 @@ def check_params(source: Source, slots: Sequence[Slot]) -> Iterator[Problem]:
                 what = f"the step has no spec, and its function needs parameters: {fault.what}"
                 yield source.problem((*slot.path, "function"), what, "add spec: with them")
         yield from _check_ranges(source, slots, i)
+
+
+def check_contents(plan: Plan, slots: Sequence[Slot]) -> None:
+    """Have each step's model read the files that its parameters name.
+
+    A model may have a method ``check_files``; it gets the parameters as the step will, and raises
+    ConfigError for a file that the step could not use.
+    """
+    for slot in slots:
+        if slot.enabled and slot.model is not None and hasattr(slot.model, CHECK):
+            getattr(slot.model.model_validate(dict(plan.step(slot.name).params)), CHECK)()
 
 
 def _values(spec: SpecModel) -> dict[str, Json]:

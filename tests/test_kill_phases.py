@@ -183,6 +183,7 @@ def write_runbook(folder: Path) -> Path:
     model = folder / "model"
     model.mkdir()
     (model / "config.json").write_text('{"architectures": ["None"], "num_hidden_layers": 0}')
+    (model / "tokenizer.json").write_text("{}")
     (model / "model.safetensors").write_bytes(b"no weights")
     items = (ROOT / "specs" / "held_out.jsonl").read_text("utf-8").splitlines()
     (folder / FILES["held_out"]).write_text("\n".join(first_of_each_kind(items)), "utf-8")
