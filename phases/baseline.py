@@ -14,6 +14,11 @@ from runbook.artifacts import describe, sha256_file, write_json, write_jsonl
 from runbook.contract import Metric, PhaseRequest, PhaseResult
 
 PARAMS: Final = "phases.scoring:Conditions"
+METRICS: Final = (
+    "base_rate",
+    "held_out_items",
+    "references_failing",
+)
 
 
 def run(request: PhaseRequest) -> PhaseResult:

@@ -24,6 +24,13 @@ from runbook.artifacts import describe, write_json, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 
 PARAMS: Final = "phases.calibration:CalibrationParams"
+METRICS: Final = (
+    "filter_readings",
+    "instruction_filter_auc",
+    "pair_filter_auc",
+    "pair_filter_hard_auc",
+)
+"""All but the first the gate derives from the readings."""
 MIN_KEPT: Final = 10
 """A share of fewer rows than these sets no margin."""
 

@@ -13,6 +13,14 @@ from runbook.artifacts import describe, write_json
 from runbook.contract import Instrument, Json, Metric, PhaseRequest, PhaseResult
 
 PARAMS: Final = "phases.records:NoParams"
+METRICS: Final = (
+    "end_of_turn_logp",
+    "completions_right",
+    "assistant_like",
+    "prefix_mismatch",
+    "template_left",
+    "undeclared_chat_template",
+)
 MEASURED_FAMILIES: Final = ("gemma3",)
 """Families whose base reading was taken. The positive control was SmolLM2-135M-Instruct, which is
 of another family: how an instruct model of the same family reads was not measured."""

@@ -30,6 +30,13 @@ from runbook.contract import Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.training_params:DpoParams"
+METRICS: Final = (
+    "nonfinite_weights",
+    "adapter_shift",
+    "final_loss",
+    "reward_margin",
+    "reward_accuracy",
+)
 
 
 def run(request: PhaseRequest) -> PhaseResult:

@@ -18,6 +18,19 @@ from runbook.contract import Artifact, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, CorruptError
 
 PARAMS: Final = "phases.evaluate:EvaluateParams"
+METRICS: Final = (
+    "paired_outcomes",
+    "tuned_rate",
+    "texts_changed",
+    "mcnemar_p",
+    "exact_p",
+    "lift",
+    "lift_ci_width",
+    "base_ci_width",
+    "tuned_ci_width",
+    "kinds_worse",
+)
+"""The last seven the gate derives from the pairs."""
 
 
 class EvaluateParams(BaseModel):

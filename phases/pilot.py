@@ -19,6 +19,21 @@ from runbook.artifacts import describe, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 
 PARAMS: Final = "phases.generation:PilotParams"
+METRICS: Final = (
+    "runaway_rate",
+    "token_limit_rate",
+    "instruction_acceptance",
+    "pair_acceptance",
+    "delimiter_left",
+    "median_tokens",
+    "kept",
+    "distinct_instructions",
+    "end_of_turn_logp",
+    "completions_right",
+    "assistant_like",
+    "prefix_mismatch",
+    "template_left",
+)
 
 
 def run(request: PhaseRequest) -> PhaseResult:

@@ -27,6 +27,17 @@ from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 from runbook.text import normalise
 
 PARAMS: Final = "phases.preferences:PreferenceParams"
+METRICS: Final = (
+    "pairs",
+    "near_equal",
+    "pair_yield",
+    "chosen_longer",
+    "end_of_turn_logp",
+    "completions_right",
+    "assistant_like",
+    "prefix_mismatch",
+    "template_left",
+)
 PAIRED: Final = "paired"
 _SHOWN: Final = 10
 

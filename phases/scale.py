@@ -41,6 +41,23 @@ from runbook.errors import CorruptError
 from runbook.text import normalise
 
 PARAMS: Final = "phases.scale:ScaleParams"
+METRICS: Final = (
+    "runaway_rate",
+    "token_limit_rate",
+    "instruction_acceptance",
+    "pair_acceptance",
+    "delimiter_left",
+    "median_tokens",
+    "kept",
+    "distinct_instructions",
+    "held_out_overlap",
+    "incomplete_provenance",
+    "end_of_turn_logp",
+    "completions_right",
+    "assistant_like",
+    "prefix_mismatch",
+    "template_left",
+)
 SHARDS: Final = "artifacts/data_gen_shards"
 MIN_QUOTED_WORDS: Final = 4
 """A shorter instruction stands in too many texts by chance."""

@@ -28,6 +28,11 @@ from runbook.contract import Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.training_params:SftParams"
+METRICS: Final = (
+    "nonfinite_weights",
+    "adapter_norm",
+    "final_loss",
+)
 
 
 def run(request: PhaseRequest) -> PhaseResult:

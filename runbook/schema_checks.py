@@ -45,6 +45,8 @@ class Slot:
     """None where there is none, or none that can be read."""
     model: type[BaseModel] | None = None
     """Of the step's parameters; None where its module declares none that can be used."""
+    metrics: tuple[str, ...] | None = None
+    """What a gate may ask for; None where the step's module does not say."""
 
 
 def check_names(

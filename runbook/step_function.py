@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from runbook.contract import Json
 from runbook.problems import listing, printable, quoted, suggestion
 
 _FORM = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)", re.ASCII)
@@ -49,20 +50,22 @@ def check_function(function: str, folder: Path) -> tuple[str, str] | None:
     return None
 
 
-def declared_params(function: str, folder: Path) -> str | None:
-    """``module:ClassName`` as the step's module gives it in ``PARAMS``; None where it has none.
+def declared(name: str, function: str, folder: Path) -> Json:
+    """The literal that the step's module gives under this name at its top; None where it has none.
 
-    Empty where it is anything but a text. The function is one that ``check_function`` passed.
+    ``...`` where it is no literal. The function is one that ``check_function`` passed.
     """
     file = find_module(function.partition(":")[0], folder)
     for node in ast.parse(file.read_bytes()).body if file else []:
         match node:
             case (
-                ast.Assign(targets=[ast.Name("PARAMS")], value=value)
-                | ast.AnnAssign(target=ast.Name("PARAMS"), value=value)
-            ):
-                text = value.value if isinstance(value, ast.Constant) else ""
-                return text if isinstance(text, str) else ""
+                ast.Assign(targets=[ast.Name(given)], value=value)
+                | ast.AnnAssign(target=ast.Name(given), value=value)
+            ) if given == name and value is not None:
+                try:
+                    return ast.literal_eval(value)
+                except ValueError:
+                    return ...
     return None
 
 

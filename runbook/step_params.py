@@ -3,6 +3,7 @@
 ``PARAMS = "module:ClassName"`` is read without importing the step's module, which may need torch;
 the module it names must be light, since that one is imported. No ``PARAMS``, no check. Whatever a
 session may set later is checked too: overrides, a gate's extension, both ends of each range.
+``METRICS = ("name", ...)`` is read the same way, and a gate's criteria are held against it.
 """
 
 import importlib
@@ -20,11 +21,11 @@ from runbook.errors import ConfigError
 from runbook.overrides import Override
 from runbook.params import find, is_number, overlay
 from runbook.plan import Plan
-from runbook.problems import Problem, printable, quoted
+from runbook.problems import Problem, printable, quoted, suggestion
 from runbook.schema_checks import Slot, rerun_slots
 from runbook.schema_errors import Fault, find_faults
-from runbook.schema_models import SpecModel
-from runbook.step_function import check_function, declared_params
+from runbook.schema_models import GateModel, SpecModel
+from runbook.step_function import check_function, declared
 from runbook.yaml_source import Source, ValuePath
 
 CHECK = "check_files"
@@ -39,13 +40,14 @@ def with_models(
     """The steps with the models of their parameters, and what is wrong with naming those."""
     found, problems = [], []
     for slot in slots:
-        model = None
+        model, metrics = None, None
         if slot.step and not check_function(slot.step.function, folder):
             try:
                 model = params_model(slot.step.function, folder)
+                metrics = metric_names(slot.step.function, folder)
             except ConfigError as error:
                 problems.append(source.problem((*slot.path, "function"), error.what, error.fix))
-        found.append(replace(slot, model=model))
+        found.append(replace(slot, model=model, metrics=metrics))
     return found, problems
 
 
@@ -59,10 +61,10 @@ def params_model(function: str, folder: Path) -> type[BaseModel] | None:
     Raises:
         ConfigError: PARAMS is there and leads to no pydantic model.
     """
-    named = declared_params(function, folder)
+    named = declared("PARAMS", function, folder)
     if named is None:
         return None
-    if not _FORM.fullmatch(named):
+    if not isinstance(named, str) or not _FORM.fullmatch(named):
         what = f"PARAMS of '{function.partition(':')[0]}' is not the name of a class"
         raise ConfigError(what, where=function, fix='write PARAMS: Final = "module:ClassName"')
     try:
@@ -76,6 +78,21 @@ def params_model(function: str, folder: Path) -> type[BaseModel] | None:
         fix = "name a class derived from pydantic.BaseModel"
         raise ConfigError(what, where=function, fix=fix)
     return found
+
+
+def metric_names(function: str, folder: Path) -> tuple[str, ...] | None:
+    """What a gate after the step may ask for, as its module says in ``METRICS``; None: not said.
+
+    Raises:
+        ConfigError: METRICS is there and is no list of names.
+    """
+    named = declared("METRICS", function, folder)
+    if named is None:
+        return None
+    if not isinstance(named, tuple | list) or not all(isinstance(name, str) for name in named):
+        what = f"METRICS of '{function.partition(':')[0]}' is no list of names"
+        raise ConfigError(what, where=function, fix='write METRICS: Final = ("name", ...)')
+    return tuple(named)
 
 
 def _load(named: str, folder: Path) -> object:
@@ -126,6 +143,8 @@ def check_params(source: Source, slots: Sequence[Slot]) -> Iterator[Problem]:
     """All that the steps' models have against their specs, gates and ranges."""
     for i, slot in enumerate(slots):
         spec = slot.spec.model if slot.spec else None
+        if slot.metrics is not None and slot.spec and spec and spec.gate:
+            yield from _check_metrics(slot.spec.source, spec.gate, slot.metrics)
         if slot.model and slot.spec and spec:
             yield from _check_spec(slot.spec.source, spec, slot.model)
             yield from _check_extension(slot.spec.source, spec, slot.model)
@@ -134,6 +153,14 @@ def check_params(source: Source, slots: Sequence[Slot]) -> Iterator[Problem]:
                 what = f"the step has no spec, and its function needs parameters: {fault.what}"
                 yield source.problem((*slot.path, "function"), what, "add spec: with them")
         yield from _check_ranges(source, slots, i)
+
+
+def _check_metrics(source: Source, gate: GateModel, known: Sequence[str]) -> Iterator[Problem]:
+    for at, criterion in enumerate(gate.criteria):
+        if criterion.metric not in known:
+            what = f"the step measures no {quoted(criterion.metric)}"
+            fix = suggestion(criterion.metric, known)
+            yield source.problem(("gate", "criteria", at, "metric"), what, fix)
 
 
 def check_contents(plan: Plan, slots: Sequence[Slot]) -> None:

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_kill_phases import DERIVED
 
-from gates import instruments
+from gates import instruments, significance
 from gates.judge import judge_gate
 from gates.stats import auc, auc_bound
 from phases import calibration, filters, likelihood, prompts
@@ -393,6 +394,19 @@ def test_too_few_probes_are_invalid_not_underpowered(tmp_path: Path) -> None:
     judged = judge(tmp_path, readings([2.0] * 12, [1.0] * 12))
     assert {c.verdict for c in judged.criteria} == {Verdict.INVALID}
     assert "n is 24" in judged.reasons[0]
+
+
+def test_what_the_gate_derives_is_what_the_steps_promise(tmp_path: Path) -> None:
+    """The names in METRICS that no step measures itself."""
+    rows = readings([2.0] * 12, [1.0] * 12)
+    (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "p.jsonl").write_text('{"id": "a", "kind": "k", "base": false, "tuned": true}\n')
+    for step, derive, measured, evidence in (
+        ("calibration", instruments.derive, instruments.READINGS, "r.jsonl"),
+        ("evaluate", significance.derive, significance.PAIRED, "p.jsonl"),
+    ):
+        known, _ = derive([Metric(measured, 1.0, n=1, evidence=evidence)], tmp_path)
+        assert {metric.name for metric in known} - {measured} == DERIVED[step]
 
 
 def test_a_missing_file_of_readings_is_invalid(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ an adjustment and an extended sample. Each executor is a process of its own, for
 that has imported the package once, and each kill is SIGKILL.
 """
 
+import importlib
 import json
 import multiprocessing
 import os
@@ -384,6 +385,31 @@ def clean(tmp_path_factory: pytest.TempPathFactory) -> Play:
 def calls_of(batch: str) -> int:
     """A likelihood is read with the instruction and without."""
     return 2 if "likelihood" in batch or "pair_filter" in batch else 1
+
+
+DERIVED = {
+    "calibration": {"instruction_filter_auc", "pair_filter_auc", "pair_filter_hard_auc"},
+    "evaluate": {
+        *("mcnemar_p", "exact_p", "lift", "lift_ci_width"),
+        *("base_ci_width", "tuned_ci_width", "kinds_worse"),
+    },
+}
+"""Metrics that a gate makes of a step's evidence."""
+
+
+def check_metric_names(known: tuple[ev.Event, ...]) -> int:
+    """Assert that every finished step measured what its module says in METRICS; how many did."""
+    finished = [fact for fact in known if isinstance(fact, ev.StepFinished)]
+    for fact in finished:
+        module = importlib.import_module(f"phases.{fact.step}")
+        told = set(getattr(module, "METRICS", ())) - DERIVED.get(fact.step, set())
+        assert {metric.name for metric in fact.metrics} == told, fact.step
+    return len(finished)
+
+
+def test_the_steps_measure_what_they_say(clean: Play) -> None:
+    """No criterion can name what is never measured, and none that is measured is refused."""
+    assert check_metric_names(facts(read_entries(Workspace.at(clean.root)))) >= len(STEPS)
 
 
 def test_an_undisturbed_session_passes_its_gates(clean: Play) -> None:

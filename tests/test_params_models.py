@@ -2,9 +2,11 @@
 
 import ast
 import importlib
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -380,3 +382,111 @@ def test_contamination_takes_no_parameters(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(ConfigError):
         contamination.run(None)
     assert [model.__name__ for model in parsed] == ["NoParams"]
+
+
+def first_line(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text("utf-8").splitlines()[0])
+    return found
+
+
+def drop_the_answer(specs: Path) -> str:
+    """A held-out item without its reference."""
+    path = specs / "held_out.jsonl"
+    row = first_line(path)
+    del row["reference"]
+    path.write_text(json.dumps(row) + "\n" + path.read_text("utf-8"), "utf-8")
+    return f"{path}:1"
+
+
+def break_the_few_shot(specs: Path) -> str:
+    path = specs / "few_shot.yaml"
+    path.write_text(path.read_text("utf-8").replace("good: true", "label: true", 1), "utf-8")
+    return str(path)
+
+
+def show_an_examined_item(specs: Path) -> str:
+    """A held-out instruction among what the model is shown."""
+    path = specs / "few_shot.yaml"
+    asked = first_line(specs / "held_out.jsonl")["instruction"]
+    old = "labelled_instructions:\n"
+    new = f"{old}  - {{text: {json.dumps(asked)}, good: true}}\n"
+    path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+    return str(path)
+
+
+def leave_one_label(specs: Path) -> str:
+    path = specs / "few_shot.yaml"
+    path.write_text(path.read_text("utf-8").replace("good: false", "good: true"), "utf-8")
+    return str(path)
+
+
+def empty_the_probes(specs: Path) -> str:
+    path = specs / "probe" / "pairs.jsonl"
+    path.write_text("")
+    return str(path)
+
+
+def tune_on_everything(specs: Path) -> str:
+    """Probes none of which is held back."""
+    path = specs / "probe" / "instructions.jsonl"
+    path.write_text(path.read_text("utf-8").replace('"half": "test"', '"half": "tune"'), "utf-8")
+    return str(path)
+
+
+def ask_for_too_many(specs: Path) -> str:
+    spec = specs / "quickstart" / "baseline.yaml"
+    spec.write_text(spec.read_text().replace("per_kind: 32", "per_kind: 3200"))
+    return "per_kind"
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what"),
+    [
+        (drop_the_answer, "reference"),
+        (break_the_few_shot, "good"),
+        (show_an_examined_item, "is shown to the model"),
+        (leave_one_label, "no row with good: false"),
+        (empty_the_probes, "0 good rows"),
+        (tune_on_everything, "of half test"),
+        (ask_for_too_many, "3200 items of each kind"),
+    ],
+)
+def test_the_files_that_a_spec_names_are_read_before_anything_is_spent(
+    folder: Path, spoil: Callable[[Path], str], what: str
+) -> None:
+    """What a step could not use is refused when the runbook is, with its place."""
+    load(folder)
+    place = spoil(folder.parent)
+    error = refused(folder)
+    assert what in error.what
+    assert error.where == place
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "fix"),
+    [
+        ("pilot", "{metric: kept,", "{metric: @kepts,", "did you mean 'kept'"),
+        ("evaluation", "{metric: lift,", "{metric: @gain,", "use one of"),
+        ("calibration", "pair_filter_auc", "@pair_auc", "pair_filter_auc"),
+    ],
+)
+def test_a_criterion_on_what_is_never_measured_is_refused(
+    folder: Path, file: str, old: str, new: str, fix: str
+) -> None:
+    """Found before the night, at line and column, not after the training."""
+    place = mark(folder / f"{file}.yaml", old, new)
+    error = refused(folder)
+    assert error.where == place
+    assert "measures no" in error.what
+    assert fix in error.fix
+
+
+@pytest.mark.parametrize("said", ["3", "some(names)", "('kept', 3)", "'kept'"])
+def test_metrics_that_are_no_list_of_names_are_refused(folder: Path, said: str) -> None:
+    """A step of one's own that says it wrongly is told so, not ignored."""
+    (folder / "mine.py").write_text(
+        f"METRICS = {said}\n\n\ndef run(request):\n    raise SystemExit\n"
+    )
+    book = folder / "runbook.yaml"
+    book.write_text(book.read_text().replace("phases.sft:run", "mine:run"))
+    assert "METRICS of 'mine' is no list of names" in str(refused(folder))

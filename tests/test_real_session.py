@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from test_kill_phases import first_of_each_label
+from test_kill_phases import check_metric_names, first_of_each_label
 
 from gates.judge import judge_gate
 from runbook import events as ev
@@ -159,6 +159,7 @@ def test_killed_in_each_phase_the_bytes_are_the_same(gemma: Path, tmp_path: Path
     book = write_miniature(tmp_path, gemma)
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     assert run(book, calm) == 0
+    assert check_metric_names(events(calm)) == 8
     expected = results(calm)
     assert len(expected["scale/dataset"].splitlines()) >= 2
     kept: dict[Path, int] = {}
