@@ -189,11 +189,12 @@ def write_runbook(folder: Path) -> Path:
     items = (ROOT / "specs" / "held_out.jsonl").read_text("utf-8").splitlines()
     (folder / FILES["held_out"]).write_text("\n".join(first_of_each_kind(items)), "utf-8")
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml").model_dump()
-    few = {name: texts[:12] for name, texts in shots.items()}
-    (folder / FILES["few_shot"]).write_text(json.dumps(few))
+    shown = {name: texts[:12] for name, texts in shots.items()}
+    (folder / FILES["few_shot"]).write_text(json.dumps(shown))
     for name in PROBES:
         rows = (ROOT / "specs" / "probe" / f"{name}.jsonl").read_text("utf-8").splitlines()
-        (folder / f"{name}.jsonl").write_text("\n".join(first_of_each_label(rows)), "utf-8")
+        few = first_of_each_label(rows, PER_LABEL)
+        (folder / f"{name}.jsonl").write_text("\n".join(few), "utf-8")
     for name, spec in SPECS.items():
         (folder / f"{name}.yaml").write_text(json.dumps({"spec": 1, **spec}))
     steps = [
@@ -229,7 +230,7 @@ def first_of_each_kind(lines: list[str]) -> Iterator[str]:
             yield line
 
 
-def first_of_each_label(lines: list[str]) -> Iterator[str]:
+def first_of_each_label(lines: list[str], count: int) -> Iterator[str]:
     """So many good and bad rows of each half; of the bad, easy ones, since the gate reads those."""
     seen: dict[tuple[str, bool], int] = {}
     for line in lines:
@@ -238,7 +239,7 @@ def first_of_each_label(lines: list[str]) -> Iterator[str]:
             continue
         cell = (row["half"], row["good"])
         seen[cell] = seen.get(cell, 0) + 1
-        if seen[cell] <= PER_LABEL:
+        if seen[cell] <= count:
             yield line
 
 

@@ -67,11 +67,11 @@ def write_miniature(folder: Path, model: Path) -> Path:
     yaml = YAML(typ="safe")
     for name in PROBES.values():
         rows = (SPECS / "probe" / name).read_text("utf-8").splitlines()
-        (folder / name).write_text("\n".join(first_of_each_label(rows)), "utf-8")
+        (folder / name).write_text("\n".join(first_of_each_label(rows, 25)), "utf-8")
     for name, sizes in SIZES.items():
         spec = yaml.load(SPECS / "quickstart" / f"{name}.yaml")
         spec["params"].update(sizes)
-        if "instructions" in spec["params"]:
+        if isinstance(spec["params"].get("instructions"), dict):
             spec["params"]["instructions"].update(lists_per_round=4, max_new_tokens=32)
         spec["files"] = {
             k: str(folder / Path(v).name if k in PROBES else SPECS / Path(v).name)
