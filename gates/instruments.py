@@ -15,7 +15,7 @@ from runbook.errors import RunbookError
 
 READINGS: Final = "filter_readings"
 """The metric whose evidence is the file of readings."""
-_NO_CUT: Final = "no cut of it keeps enough good rows"
+_NO_CUT: Final = "no cut keeps ten tuning rows of which good_share are good; lower it or label more"
 _REMEDY: Final = "name another filter in the calibration's spec, or show it better examples"
 
 Row = dict[str, Json]
