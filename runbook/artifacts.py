@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
+from runbook import durable
 from runbook.contract import Artifact, Json
 from runbook.errors import ConfigError, CorruptError, NeedsPersonError, RunbookError
 
@@ -78,50 +79,34 @@ def _free_bytes(path: Path) -> str:
         return "unknown"
 
 
-def write_all(fd: int, data: bytes) -> None:
-    """Write every byte: a single write may be short."""
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
-
-
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def make_directory(path: Path) -> None:
     """Create a folder and its missing parents, each one durable."""
     if path.is_dir():
         return
     with storage_errors(path):
         make_directory(path.parent)
-        path.mkdir(exist_ok=True)
-        fsync_directory(path.parent)
+        durable.make_directory(path)
+        durable.fsync_path(path.parent)
 
 
 def write_bytes(path: Path, data: bytes) -> str:
     """Write a file atomically and durably; return its SHA-256."""
     make_directory(path.parent)
     temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY}"
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with storage_errors(path):
         try:
-            fd = os.open(temporary, flags, 0o666)
+            fd = durable.create(temporary)
             try:
-                write_all(fd, data)
-                os.fsync(fd)
+                durable.write_all(fd, data, path)
+                durable.fsync(fd, path)
             finally:
                 os.close(fd)
-            temporary.replace(path)
+            durable.replace(temporary, path)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        fsync_directory(path.parent)
+        durable.fsync_path(path.parent)
     return sha256_bytes(data)
 
 
@@ -196,6 +181,11 @@ def _files(folder: Path) -> list[Path]:
     return sorted(p for p in found if p.parent != folder or not _LATER.fullmatch(p.name))
 
 
+def names(folder: Path) -> set[str]:
+    """The files that a folder's hash is taken over, relative to it."""
+    return {str(path.relative_to(folder)) for path in _files(folder)}
+
+
 def sha256_tree(folder: Path) -> str:
     """SHA-256 of the canonical JSON of relative name -> SHA-256 of a folder's files."""
     names = {str(path.relative_to(folder)): sha256_file(path) for path in _files(folder)}
@@ -207,15 +197,11 @@ def complete_directory(folder: Path) -> str:
     files: dict[str, Json] = {}
     with storage_errors(folder):
         for path in _files(folder):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                os.fsync(fd)
-            finally:
-                os.close(fd)
+            durable.fsync_path(path)
             name = str(path.relative_to(folder))
             files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for root, _, _ in os.walk(folder):
-            fsync_directory(Path(root))
+            durable.fsync_path(Path(root))
     write_json(folder / COMPLETE, {"files": files})
     names = {name: entry["sha256"] for name, entry in files.items()}
     return sha256_bytes(canonical_json(names).encode())
@@ -263,11 +249,18 @@ def describe(name: str, path: Path, workspace: Path) -> Artifact:
     return Artifact(name, str(relative), sha256_file(path), path.stat().st_size)
 
 
-def remove_stale(folder: Path) -> tuple[Path, ...]:
-    """Delete temporary files that a killed writer left. The caller holds the workspace's lock."""
+def settle(folder: Path) -> tuple[Path, ...]:
+    """Clear up after a killed writer; return the temporary files that were deleted.
+
+    Every folder is fsynced, since a file may have been renamed, or a folder made, right before
+    the kill. The caller holds the workspace's lock.
+    """
     stale = []
-    for root, _, names in os.walk(folder):
-        stale += [Path(root) / name for name in names if name.endswith(TEMPORARY)]
-    for path in stale:
-        path.unlink(missing_ok=True)
+    with storage_errors(folder):
+        for root, _, names in os.walk(folder):
+            found = [Path(root) / name for name in names if name.endswith(TEMPORARY)]
+            for path in found:
+                path.unlink(missing_ok=True)
+            stale += found
+            durable.fsync_path(Path(root))
     return tuple(stale)

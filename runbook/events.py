@@ -158,8 +158,7 @@ class SessionStarted(Event):
 @_fact
 @dataclass(frozen=True)
 class SessionResumed(Event):
-    pid: int
-    host: str
+    pass
 
 
 @_fact

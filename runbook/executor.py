@@ -4,9 +4,6 @@ Whatever it does is repeated safely after a kill: each act either left its line 
 is done again from the same state.
 """
 
-import os
-import socket
-import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -18,6 +15,8 @@ from runbook import artifacts, manifest
 from runbook import events as ev
 from runbook import machine as m
 from runbook import state as st
+from runbook.bootstrap import check_machine
+from runbook.clock import SYSTEM, Clock
 from runbook.contract import (
     Gate,
     Judgement,
@@ -26,15 +25,15 @@ from runbook.contract import (
 )
 from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
-from runbook.journal import Clock, Entry, Journal, batches, facts, read_entries, seconds_spent
+from runbook.journal import Entry, Journal, batches, facts, read_entries, seconds_spent
 from runbook.plan import Plan, PlannedStep
-from runbook.preflight import check_machine
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
 from runbook.report.view import build_view
 from runbook.review import make_request
 from runbook.step_runner import Progress, StepRunner
+from runbook.takeover import Takeover, open_journal
 from runbook.worker import Job
 from runbook.workspace import Workspace, stamp
 
@@ -53,7 +52,8 @@ def run_session(
     reviewer: Reviewer,
     dry: Callable[[], Sequence[str]] = tuple,
     on_progress: Progress = lambda _: None,
-    clock: Clock = time.time,
+    clock: Clock = SYSTEM,
+    takeover: Takeover | None = None,
 ) -> int:
     """Run the session, or go on with it, to its end or its stop; return the exit code.
 
@@ -72,9 +72,9 @@ def run_session(
         return state.done.exit_code
     if state.session is None:
         check_machine(plan.preflight, workspace.root)
-    with workspace.lock(), Journal(workspace, clock) as journal, signals() as stop:
+    with open_journal(workspace, clock, takeover=takeover) as journal, signals() as stop:
         end_orphans(workspace.root)
-        artifacts.remove_stale(workspace.root)
+        artifacts.settle(workspace.root)
         session = _Session(plan, workspace, journal, gates, reviewer, dry, on_progress, clock, stop)
         try:
             return session.run()
@@ -131,7 +131,7 @@ class _Session:
         )
         self.consulted: set[str] = set()
         self.spent_before = seconds_spent(journal.entries)
-        self.began = clock()
+        self.began = clock.monotonic()
 
     def append(self, event: ev.Event) -> None:
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
@@ -160,7 +160,7 @@ class _Session:
 
     def _open(self) -> None:
         if self.state.session:
-            self.append(ev.SessionResumed(os.getpid(), socket.gethostname()))
+            self.append(ev.SessionResumed())
             return
         self.append(
             ev.SessionStarted(
@@ -175,7 +175,7 @@ class _Session:
         )
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self.clock(), UTC)
+        return datetime.fromtimestamp(self.clock.wall(), UTC)
 
     def _advance(self) -> int | None:
         """Do the next act; the exit code where there is none left."""
@@ -268,13 +268,13 @@ class _Session:
         if self.state.session is None:
             return
         report = render_report(build_view(self.journal.entries), self.workspace.root)
-        artifacts.write_text(self.workspace.report, report)
+        shown = {self.workspace.report: artifacts.write_text(self.workspace.report, report)}
         known = facts(self.journal.entries)
         written = [fact for fact in known if isinstance(fact, ev.ManifestWritten)]
-        artifacts.write_json(
-            self.workspace.session_manifest(self.state.session.run_id),
-            manifest.session_manifest(self.plan, self.state, written),
-        )
+        path = self.workspace.session_manifest(self.state.session.run_id)
+        document = manifest.session_manifest(self.plan, self.state, written)
+        shown[path] = artifacts.write_json(path, document)
+        self.journal.projections = {self.workspace.relative(p): sha for p, sha in shown.items()}
 
     def _consult(self, name: str) -> None:
         request = make_request(
@@ -335,7 +335,8 @@ class _Session:
 
     def _budget_left(self) -> bool:
         limit = self.plan.budget.get("wall_clock_s")
-        return limit is None or self.spent_before + self.clock() - self.began < float(limit)
+        spent = self.spent_before + self.clock.monotonic() - self.began
+        return limit is None or spent < float(limit)
 
     def _halt_for_budget(self) -> Halt:
         limit = self.plan.budget.get("wall_clock_s")

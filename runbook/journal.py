@@ -1,155 +1,297 @@
 """The durable append-only log, the only truth: everything shown is a projection of it.
 
-A line is ``crc32 length json`` and a newline; the JSON holds its sequence number, the SHA-256 of
-the line before, the wall time and the body. Acknowledged is durable: an append returns after
-fsync. A last line shorter than it declares is what a crash leaves and is set aside; anything else
-that does not fit is refused with its byte offset, never guessed. HEAD names a line that must be
-there, so that a journal cut at a line's end is noticed too.
+Each writer opens a file of its own, one per epoch, created exclusively: that is the claim to the
+workspace. Its first line says how long the file of the epoch before was and what it hashed to, so
+whatever a superseded writer adds to that later, and whatever a crash left half written, is
+evidence and never state. Nothing is ever cut or mended.
+
+Acknowledged is durable: an append returns after fsync. HEAD names a line that must be there, so
+that a journal cut at a line's end is noticed too. See ``runbook.journal_lines`` for the line.
 """
 
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Self
 
-from runbook import artifacts
+from runbook import artifacts, durable, journal_lines
 from runbook import events as ev
+from runbook.clock import SYSTEM, Clock
 from runbook.contract import Committed, Json
-from runbook.errors import CorruptError, RunbookError
+from runbook.errors import CorruptError, LockedError, RunbookError
+from runbook.journal_lines import MAX_LINE, DamageError, Line
+from runbook.owner import Owner, this_process
 from runbook.workspace import Workspace
 
-MAX_LINE = 64 * 1024
 GENESIS = "0" * 64
-_HEADER = re.compile(rb"([0-9a-f]{8}) ([1-9][0-9]{0,5}) ")
-_HEADER_START = re.compile(rb"[0-9a-f]{0,8}|[0-9a-f]{8} |[0-9a-f]{8} [1-9][0-9]{0,5}")
-
-Clock = Callable[[], float]
-"""Seconds since the epoch."""
+OPENED = "EpochOpened"
+CLOSED = "EpochClosed"
+_NAME = re.compile(r"(journal\.jsonl|HEAD)|(?:journal|HEAD)\.([1-9][0-9]{0,8})(?:\.jsonl)?")
 
 
 @dataclass(frozen=True)
 class Entry:
+    """A line that says something of the session."""
+
     seq: int
+    epoch: int
     wall: str
     """UTC, ISO 8601."""
+    mono: float
+    """Monotonic seconds; comparable within an epoch alone."""
     body: Mapping[str, Json]
     sha256: str
     """Of the line, newline included."""
 
 
-def read_entries(workspace: Workspace) -> tuple[Entry, ...]:
-    """The whole journal, verified; nothing where there is none. Needs no lock.
+@dataclass(frozen=True)
+class Before:
+    """What a writer found of the epoch before its own."""
+
+    epoch: int
+    length: int
+    """Of its sound part, in bytes: what lies behind is not of the journal."""
+    sha256: str
+    """Of the sound part."""
+    torn_length: int
+    """Behind the sound part, when it was read: a line that a crash cut short."""
+    torn_sha256: str
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """One writer's time."""
+
+    number: int
+    path: Path
+    owner: Owner
+    why: str
+    """Why it opened: 'start', 'resume', or what a takeover rests on."""
+    opened: str
+    """UTC, ISO 8601."""
+    before: Before | None
+    closed: bool
+    """Whether its writer ended it. One that did not was killed, or is still at work."""
+    length: int
+    """Of the sound part, in bytes."""
+    behind: bytes
+    """Behind the sound part: a torn line, or what a superseded writer added."""
+    projections: Mapping[str, str]
+    """What its writer showed last of the journal: path in the workspace -> SHA-256."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    entries: tuple[Entry, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    strays: tuple[Path, ...] = ()
+    """Files of claims that came to nothing."""
+    last_sha256: str = GENESIS
+    lines: int = 0
+
+    @property
+    def holder(self) -> Owner | None:
+        """The writer that did not end its epoch; None where the workspace is free."""
+        newest = self.epochs[-1] if self.epochs else None
+        return newest.owner if newest and not newest.closed else None
+
+
+def read_journal(workspace: Workspace) -> Reading:
+    """All of it, verified. Needs no lock: a writer at work is read up to its last whole line.
 
     Raises:
         CorruptError: bytes are not what was appended.
     """
-    return _read(workspace)[0]
+    return _Reader(workspace).read()
 
 
-def _read(workspace: Workspace) -> tuple[tuple[Entry, ...], int, bytes]:
-    """The entries, the length of the sound part, and the torn tail behind it."""
-    head = _read_head(workspace)
+def read_entries(workspace: Workspace) -> tuple[Entry, ...]:
+    """What was said of the session; nothing where there is no journal. Raises CorruptError."""
+    return read_journal(workspace).entries
+
+
+class _Reader:
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
+        self._data: dict[int, bytes] = {}
+        self._heads: set[int] = set()
+        self._entries: list[Entry] = []
+        self._epochs: list[Epoch] = []
+        self._lines: list[str] = []
+        """The hash of each line so far."""
+
+    def read(self) -> Reading:
+        self._find()
+        chain = self._chain()
+        for (number, opening), following in zip(chain, [*chain, None][1:], strict=True):
+            before = _before(following[1]) if following else None
+            self._read_epoch(number, opening, before)
+        known = {number for number, _ in chain}
+        strays = tuple(self._workspace.segment(n) for n in sorted(self._data) if n not in known)
+        last = self._lines[-1] if self._lines else GENESIS
+        return Reading(tuple(self._entries), tuple(self._epochs), strays, last, len(self._lines))
+
+    def _find(self) -> None:
+        try:
+            names = [path.name for path in self._workspace.hidden.iterdir()]
+        except FileNotFoundError:
+            return
+        for name in names:
+            number = epoch_of(name)
+            if number is not None and name.startswith("HEAD"):
+                self._heads.add(number)
+            elif number is not None:
+                path = self._workspace.segment(number)
+                with suppress(FileNotFoundError), artifacts.storage_errors(path):
+                    self._data[number] = path.read_bytes()
+
+    def _chain(self) -> list[tuple[int, Line]]:
+        """The epochs that count, oldest first, each with its first line."""
+        newest = max([*self._data, *self._heads], default=0)
+        while newest and newest not in self._heads and not self._opening(newest):
+            # A claim that was never opened: the file is empty, or its first line torn.
+            newest -= 1
+        chain: list[tuple[int, Line]] = []
+        number: int | None = newest or None
+        while number is not None:
+            opening = self._opening(number)
+            if opening is None:
+                lost = "is missing" if number not in self._data else "has lost its first line"
+                raise self._corrupt(number, 0, f"the journal of epoch {number} {lost}")
+            chain.insert(0, (number, opening))
+            before = _before(opening)
+            number = before.epoch if before else None
+        return chain
+
+    def _opening(self, number: int) -> Line | None:
+        try:
+            line = journal_lines.first(self._data.get(number, b""))
+        except DamageError as damage:
+            raise self._corrupt(number, damage.offset, damage.what) from None
+        if line and line.record["body"].get("type") != OPENED:
+            raise self._corrupt(number, 0, "its first line does not open an epoch")
+        return line
+
+    def _read_epoch(self, number: int, opening: Line, cut: Before | None) -> None:
+        data = self._data[number]
+        sound = data if cut is None else data[: cut.length]
+        lines, end = self._parse(number, sound)
+        if cut is not None:
+            self._check_cut(number, cut, data, end)
+        for line in lines:
+            self._take(number, line)
+        if cut is None:
+            self._check_head(number, lines, end)
+        body, last = opening.record["body"], lines[-1].record["body"]
+        self._epochs.append(
+            Epoch(
+                number,
+                self._workspace.segment(number),
+                ev.decode(Owner, body["owner"]),
+                body["why"],
+                opening.record["wall"],
+                _before(opening),
+                closed=last.get("type") == CLOSED,
+                length=end,
+                behind=data[end:],
+                projections=last.get("projections", {}),
+            )
+        )
+
+    def _parse(self, number: int, data: bytes) -> tuple[list[Line], int]:
+        try:
+            return journal_lines.parse(data)
+        except DamageError as damage:
+            raise self._corrupt(number, damage.offset, damage.what) from None
+
+    def _check_cut(self, number: int, cut: Before, data: bytes, end: int) -> None:
+        if end < cut.length:
+            what = f"{cut.length} bytes stood here when the next epoch opened"
+            raise self._corrupt(number, end, what)
+        if artifacts.sha256_bytes(data[:end]) != cut.sha256:
+            raise self._corrupt(number, 0, "these are not the lines that the next epoch found")
+
+    def _take(self, number: int, line: Line) -> None:
+        """Check the line's place in the chain, and keep what it says of the session."""
+        record, offset = line.record, line.offset
+        previous = self._lines[-1] if self._lines else GENESIS
+        if record["seq"] != len(self._lines):
+            what = f"line {record['seq']} stands in place of line {len(self._lines)}"
+            raise self._corrupt(number, offset, what)
+        if record["prev"] != previous:
+            what = "the line before it is not the one it was written after"
+            raise self._corrupt(number, offset, what)
+        if record["epoch"] != number:
+            raise self._corrupt(number, offset, f"this line is of epoch {record['epoch']}")
+        self._lines.append(line.sha256)
+        if record["body"].get("type") in (OPENED, CLOSED):
+            return
+        body = self._resolve(record["body"], number, offset)
+        entry = Entry(record["seq"], number, record["wall"], record["mono"], body, line.sha256)
+        self._entries.append(entry)
+
+    def _resolve(self, body: Mapping[str, Json], number: int, offset: int) -> Mapping[str, Json]:
+        """The body itself, or the one that a reference names."""
+        if "blob" not in body:
+            return body
+        path = self._workspace.blobs / f"{body['blob']}.json"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise self._corrupt(number, offset, f"its content {path} is missing") from None
+        if artifacts.sha256_bytes(data) != body["blob"]:
+            raise self._corrupt(number, offset, f"its content {path} was changed")
+        return dict(json.loads(data))
+
+    def _check_head(self, number: int, lines: Sequence[Line], end: int) -> None:
+        if number not in self._heads:
+            if len(lines) > 1:
+                raise CorruptError(
+                    "HEAD is missing, so nothing vouches for the journal's end",
+                    where=str(self._workspace.head(number)),
+                    fix="restore it from a copy",
+                )
+            return
+        seq, sha256 = _read_head(self._workspace.head(number), number)
+        if seq >= len(self._lines):
+            raise self._corrupt(number, end, f"the journal ends before line {seq}")
+        if self._lines[seq] != sha256:
+            raise self._corrupt(number, end, f"line {seq} is not the one HEAD names")
+
+    def _corrupt(self, number: int, offset: int, what: str) -> CorruptError:
+        return CorruptError(
+            what,
+            where=f"{self._workspace.segment(number)}, byte {offset}",
+            fix="restore the journal from a copy; it is never mended by guessing",
+        )
+
+
+def epoch_of(name: str) -> int | None:
+    """Which epoch a file of this name in ``.runbook/`` belongs to; None: not the journal's."""
+    found = _NAME.fullmatch(name)
+    return None if found is None else int(found[2] or 1)
+
+
+def _before(opening: Line) -> Before | None:
+    before = opening.record["body"]["before"]
+    return None if before is None else ev.decode(Before, before)
+
+
+def _read_head(path: Path, epoch: int) -> tuple[int, str]:
     try:
-        data = workspace.journal.read_bytes()
-    except FileNotFoundError:
-        data = b""
-    entries: list[Entry] = []
-    offset = 0
-    while offset < len(data):
-        line = _next_line(workspace, data, offset)
-        if line is None:
-            break
-        previous = entries[-1].sha256 if entries else GENESIS
-        entries.append(_parse(workspace, line, offset, len(entries), previous))
-        offset += len(line)
-    _check_head(workspace, head, entries, offset)
-    return tuple(entries), offset, data[offset:]
-
-
-def _next_line(workspace: Workspace, data: bytes, offset: int) -> bytes | None:
-    """The line at this offset; None where it is a torn tail."""
-    header = _HEADER.match(data, offset)
-    rest = data[offset : offset + MAX_LINE]
-    if header is None:
-        if len(rest) < 16 and _HEADER_START.fullmatch(rest):
-            return None
-        raise _corrupt(workspace, offset, "this is not the start of a line")
-    end = header.end() + int(header[2]) + 1
-    if end > len(data):
-        if b"\n" in data[offset:]:
-            raise _corrupt(workspace, offset, "the line is longer than the file says")
-        return None
-    if data[end - 1 : end] != b"\n":
-        raise _corrupt(workspace, offset, "the line does not end where it says")
-    return data[offset:end]
-
-
-def _parse(workspace: Workspace, line: bytes, offset: int, seq: int, previous: str) -> Entry:
-    header = _HEADER.match(line)
-    assert header is not None
-    payload = line[header.end() : -1]
-    if zlib.crc32(payload) != int(header[1], 16):
-        raise _corrupt(workspace, offset, "the checksum does not match")
-    record = json.loads(payload)
-    if record["seq"] != seq:
-        raise _corrupt(workspace, offset, f"line {record['seq']} stands in place of line {seq}")
-    if record["prev"] != previous:
-        raise _corrupt(workspace, offset, "the line before it is not the one it was written after")
-    body = _resolve(workspace, record["body"], offset)
-    return Entry(seq, record["wall"], body, artifacts.sha256_bytes(line))
-
-
-def _resolve(workspace: Workspace, body: Json, offset: int) -> Mapping[str, Json]:
-    """The body itself, or the one that a reference names."""
-    if "blob" not in body:
-        return dict(body)
-    path = workspace.blobs / f"{body['blob']}.json"
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise _corrupt(workspace, offset, f"its content {path} is missing") from None
-    if artifacts.sha256_bytes(data) != body["blob"]:
-        raise _corrupt(workspace, offset, f"its content {path} was changed")
-    return dict(json.loads(data))
-
-
-def _read_head(workspace: Workspace) -> Mapping[str, Json] | None:
-    try:
-        data = workspace.head.read_bytes()
-    except FileNotFoundError:
-        return None
-    try:
-        head = json.loads(data)
-        return {"seq": int(head["seq"]), "sha256": str(head["sha256"])}
-    except (ValueError, KeyError, TypeError):
-        raise CorruptError(
-            "HEAD cannot be read",
-            where=str(workspace.head),
-            fix="restore it from a copy; delete it only if the journal is known to be whole",
-        ) from None
-
-
-def _check_head(
-    workspace: Workspace, head: Mapping[str, Json] | None, entries: list[Entry], offset: int
-) -> None:
-    if head is None:
-        return
-    if head["seq"] >= len(entries):
-        raise _corrupt(workspace, offset, f"the journal ends before line {head['seq']}")
-    if entries[head["seq"]].sha256 != head["sha256"]:
-        raise _corrupt(workspace, offset, f"line {head['seq']} is not the one HEAD names")
-
-
-def _corrupt(workspace: Workspace, offset: int, what: str) -> CorruptError:
-    return CorruptError(
-        what,
-        where=f"{workspace.journal}, byte {offset}",
-        fix="restore the journal from a copy; it is never mended by guessing",
-    )
+        head = json.loads(path.read_bytes())
+        found = int(head["epoch"]), int(head["seq"]), str(head["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        found = (0, 0, "")
+    if found[0] != epoch:
+        fix = "restore it from a copy"
+        raise CorruptError("HEAD cannot be read", where=str(path), fix=fix)
+    return found[1:]
 
 
 def facts(entries: Sequence[Entry]) -> tuple[ev.Event, ...]:
@@ -170,54 +312,96 @@ def batches(entries: Sequence[Entry], step: str, attempt: int) -> dict[str, Comm
 
 
 def seconds_spent(entries: Sequence[Entry]) -> float:
-    """Wall time in which an executor was at work, up to the last line of each of its runs."""
-    total = 0.0
-    begin: datetime | None = None
-    last: datetime | None = None
-    for entry in entries:
-        now = datetime.fromisoformat(entry.wall)
-        if entry.body["type"] in ("SessionStarted", "SessionResumed"):
-            total += _between(begin, last)
-            begin = now
-        if entry.body["type"] != "ReviewDecided":
-            # A person decides while no executor runs.
-            last = now
-    return total + _between(begin, last)
+    """Monotonic time in which an executor was at work, up to the last line of each of its runs."""
+    return sum(last - first for first, last in _runs(entries))
 
 
-def _between(begin: datetime | None, end: datetime | None) -> float:
-    return max(0.0, (end - begin).total_seconds()) if begin and end else 0.0
+def _runs(entries: Sequence[Entry]) -> Iterator[tuple[float, float]]:
+    """Begin and end of each executor's time; a person decides while none is at work."""
+    for number in dict.fromkeys(entry.epoch for entry in entries):
+        mine = [entry for entry in entries if entry.epoch == number]
+        if any(e.body["type"] in ("SessionStarted", "SessionResumed") for e in mine):
+            yield mine[0].mono, mine[-1].mono
 
 
 class Journal:
-    """The writer. Its caller holds the workspace's lock.
+    """The writer, for as long as no other one opens a later epoch.
 
     Any failed append poisons it: after a failed fsync nobody knows what is on the disk, so the
     only way on is a new process that reads it again.
     """
 
-    def __init__(self, workspace: Workspace, clock: Clock) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        clock: Clock = SYSTEM,
+        *,
+        why: str = "start",
+        reading: Reading | None = None,
+    ) -> None:
+        """Claim the next epoch; see ``runbook.takeover`` for who may.
+
+        Args:
+            workspace: where; its folders exist.
+            clock: of each line's times.
+            why: what the claim rests on, for the record.
+            reading: what is there, where it was just read.
+
+        Raises:
+            CorruptError: bytes are not what was appended.
+            LockedError: another process claimed it at the same moment.
+        """
         self._workspace = workspace
         self._clock = clock
-        self._poisoned = False
-        self._fd = -1
-        entries, sound, torn = _read(workspace)
-        self.entries = list(entries)
-        self._open(sound, torn)
+        self._why = why
+        self._refusal = ""
+        self.projections: Mapping[str, str] = {}
+        """What to say at the end of the files that show the journal: path -> SHA-256."""
+        reading = reading or read_journal(workspace)
+        self.entries = list(reading.entries)
+        self._lines = reading.lines
+        self._last = reading.last_sha256
+        self._claim(reading)
 
-    def _open(self, sound: int, torn: bytes) -> None:
-        path = self._workspace.journal
-        with artifacts.storage_errors(path):
-            if torn:
-                # The evidence first: the cut cannot be undone.
-                name = f"{sound}_{artifacts.sha256_bytes(torn)[:12]}"
-                artifacts.write_bytes(self._workspace.torn / name, torn)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._fd = os.open(path, flags, 0o644)
-            if torn:
-                os.ftruncate(self._fd, sound)
-            os.fsync(self._fd)
-            artifacts.fsync_directory(path.parent)
+    def _claim(self, reading: Reading) -> None:
+        directory = self._workspace.hidden
+        with artifacts.storage_errors(directory):
+            before = self._settle(reading)
+            taken = [epoch_of(path.name) or 0 for path in directory.iterdir()]
+            self.epoch = max(taken, default=0) + 1
+            path = self._workspace.segment(self.epoch)
+            try:
+                self._fd = durable.create(path, 0o644, append=True)
+            except FileExistsError:
+                raise self._superseded() from None
+            self._path = path
+        opened = {
+            "type": OPENED,
+            "owner": ev.encode(this_process()),
+            "why": self._why,
+            "before": ev.encode(before),
+        }
+        try:
+            self._write(opened, pin=True)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def _settle(self, reading: Reading) -> Before | None:
+        """What the last epoch left, made durable: its writer may have died before its fsync."""
+        if not reading.epochs:
+            return None
+        last = reading.epochs[-1]
+        durable.fsync_path(last.path)
+        data = last.path.read_bytes()
+        sound, torn = data[: last.length], data[last.length :]
+        return Before(
+            last.number,
+            last.length,
+            artifacts.sha256_bytes(sound),
+            len(torn),
+            artifacts.sha256_bytes(torn),
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -230,57 +414,83 @@ class Journal:
 
         Raises:
             NeedsPersonError: the volume is full or failing.
+            LockedError: another executor has taken the workspace over.
             RunbookError: an earlier append failed.
         """
-        if self._poisoned:
-            raise RunbookError(
-                "the journal refused an earlier line, so it takes no more",
-                where=str(self._workspace.journal),
-                fix="run the same command again; nothing committed is lost",
-            )
-        line, wall = self._line(body)
-        try:
-            with artifacts.storage_errors(self._workspace.journal):
-                artifacts.write_all(self._fd, line)
-                os.fsync(self._fd)
-        except BaseException:
-            self._poisoned = True
-            raise
-        entry = Entry(len(self.entries), wall, dict(body), artifacts.sha256_bytes(line))
+        entry = self._write(body, pin=pin)
         self.entries.append(entry)
-        if pin:
-            self._pin(entry)
         return entry
 
-    def _pin(self, entry: Entry) -> None:
+    def _write(self, body: Mapping[str, Json], *, pin: bool) -> Entry:
+        if self._refusal:
+            raise RunbookError(
+                f"the journal takes no more: {self._refusal}",
+                where=str(self._path),
+                fix="run the same command again; nothing committed is lost",
+            )
+        self._check_fence()
+        line, entry = self._line(body)
         try:
-            artifacts.write_json(self._workspace.head, {"seq": entry.seq, "sha256": entry.sha256})
+            with artifacts.storage_errors(self._path):
+                durable.write_all(self._fd, line, self._path)
+                durable.fsync(self._fd, self._path)
+                if body.get("type") == OPENED:
+                    durable.fsync_path(self._path.parent)
+            # Whoever claimed the next epoch by now may have read without this line.
+            self._check_fence()
+            self._lines += 1
+            self._last = entry.sha256
+            if pin:
+                # Should it fail, the line stands and must be the last word until it is read again.
+                head = {"epoch": self.epoch, "seq": entry.seq, "sha256": entry.sha256}
+                artifacts.write_json(self._workspace.head(self.epoch), head)
         except BaseException:
-            # The line stands, and what it says must be the last word until it is read again.
-            self._poisoned = True
+            self._refusal = self._refusal or "an earlier line of it failed"
             raise
+        return entry
 
-    def _line(self, body: Mapping[str, Json]) -> tuple[bytes, str]:
-        wall = datetime.fromtimestamp(self._clock(), UTC).isoformat()
-        line = self._encode(body, wall)
+    def _check_fence(self) -> None:
+        if self._workspace.segment(self.epoch + 1).exists():
+            raise self._superseded()
+
+    def _superseded(self) -> LockedError:
+        self._refusal = "another executor has taken the workspace over"
+        return LockedError(
+            self._refusal,
+            where=str(self._workspace.root),
+            fix="leave it to that one; 'runbook status' shows it",
+        )
+
+    def _line(self, body: Mapping[str, Json]) -> tuple[bytes, Entry]:
+        wall = datetime.fromtimestamp(self._clock.wall(), UTC).isoformat()
+        mono = float(self._clock.monotonic())
+        line = self._encode(body, wall, mono)
         if len(line) > MAX_LINE:
             content = artifacts.canonical_json(dict(body)).encode()
             digest = artifacts.sha256_bytes(content)
             artifacts.write_bytes(self._workspace.blobs / f"{digest}.json", content)
-            line = self._encode({"type": body.get("type"), "blob": digest}, wall)
-        return line, wall
+            line = self._encode({"type": body.get("type"), "blob": digest}, wall, mono)
+        sha256 = artifacts.sha256_bytes(line)
+        return line, Entry(self._lines, self.epoch, wall, mono, dict(body), sha256)
 
-    def _encode(self, body: Mapping[str, Json], wall: str) -> bytes:
-        record = {
-            "seq": len(self.entries),
-            "prev": self.entries[-1].sha256 if self.entries else GENESIS,
-            "wall": wall,
-            "body": dict(body),
-        }
-        payload = artifacts.canonical_json(record).encode()
-        return b"%08x %d %s\n" % (zlib.crc32(payload), len(payload), payload)
+    def _encode(self, body: Mapping[str, Json], wall: str, mono: float) -> bytes:
+        return journal_lines.encode(
+            {
+                "epoch": self.epoch,
+                "seq": self._lines,
+                "prev": self._last,
+                "wall": wall,
+                "mono": mono,
+                "body": dict(body),
+            }
+        )
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        """Say that the writer ended, so that the next one need not ask whether it is gone."""
+        if self._fd < 0:
+            return
+        if not self._refusal:
+            with suppress(OSError, RunbookError):
+                self._write({"type": CLOSED, "projections": dict(self.projections)}, pin=True)
+        os.close(self._fd)
+        self._fd = -1

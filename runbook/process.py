@@ -21,7 +21,6 @@ from types import FrameType
 import psutil
 
 import runbook
-from runbook.artifacts import write_all
 from runbook.contract import MARK, Committed, Json, PhaseResult
 from runbook.events import decode, encode
 from runbook.worker import Job
@@ -162,7 +161,9 @@ class Worker:
                     return _outcome(last)
 
     def _tell(self, message: Mapping[str, Json]) -> None:
-        write_all(self._to_child, json.dumps(message, allow_nan=False).encode() + b"\n")
+        data = memoryview(json.dumps(message, allow_nan=False).encode() + b"\n")
+        while data:
+            data = data[os.write(self._to_child, data) :]
 
     def _read_line(self) -> bytes | None:
         """The next whole line; None where there is none yet, empty where there will be none."""

@@ -3,17 +3,18 @@
 Both are types of ``runbook.contract``; providers live in ``agent/``.
 """
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 
 from runbook import events as ev
+from runbook.clock import SYSTEM, Clock
 from runbook.contract import Attempt, Json, ReviewRequest
 from runbook.errors import ConfigError
-from runbook.journal import Clock, Journal, facts
+from runbook.journal import facts
 from runbook.machine import refuse_decision, replay
 from runbook.manifest import check_same_plan
 from runbook.plan import Plan
 from runbook.state import ALLOWED, State
+from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
 
@@ -60,7 +61,7 @@ def _attempts(known: Sequence[ev.Event], name: str) -> Iterator[Attempt]:
 
 
 def record_decision(
-    plan: Plan, workspace: Workspace, decided: ev.ReviewDecided, *, clock: Clock = time.time
+    plan: Plan, workspace: Workspace, decided: ev.ReviewDecided, *, clock: Clock = SYSTEM
 ) -> None:
     """Append a person's decision while no executor runs; the next run acts on it.
 
@@ -68,7 +69,7 @@ def record_decision(
         ConfigError: the decision cannot stand, or the plan is another one.
         LockedError: an executor is at work.
     """
-    with workspace.lock(), Journal(workspace, clock) as journal:
+    with open_journal(workspace, clock) as journal:
         known = facts(journal.entries)
         check_same_plan(plan, next((f for f in known if isinstance(f, ev.SessionStarted)), None))
         refusal = refuse_decision(plan, replay(plan, known), decided)

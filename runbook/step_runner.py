@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 
 from runbook import artifacts
 from runbook import events as ev
+from runbook.clock import Clock
 from runbook.contract import Committed, Json, PhaseResult
 from runbook.errors import PhaseError
-from runbook.journal import Clock
 from runbook.plan import Plan
 from runbook.process import Failed, Finished, Lost, Paused, Worker
 from runbook.worker import Job
@@ -44,7 +44,7 @@ class StepRunner:
 
     def run(self, job: Job) -> ev.StepFinished | Failed | Paused | Lost:
         """Run a job to its end, or to the commit at which it is asked to pause."""
-        begin = self._clock()
+        begin = self._clock.monotonic()
         known = {batch.key: batch for batch in job.committed}
         try:
             outcome = self._worker_for(job).run(
@@ -56,7 +56,7 @@ class StepRunner:
                 stop=lambda: bool(self._stop()),
             )
             if isinstance(outcome, Finished):
-                return self._finished(job, outcome.result, self._clock() - begin)
+                return self._finished(job, outcome.result, self._clock.monotonic() - begin)
         except PhaseError as error:
             outcome = Failed(error.what, error.where, error.fix, error.code, "")
         if isinstance(outcome, Failed | Lost):

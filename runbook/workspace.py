@@ -1,20 +1,16 @@
-"""Every path of a workspace as a property of one object, and the lock that makes one writer.
+"""Every path of a workspace as a property of one object.
 
 One workspace holds one session. No other module joins paths below it, and none outside it is
 ever written.
 """
 
-import json
 import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from runbook import artifacts
-from runbook.errors import ConfigError, LockedError
+from runbook.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -32,31 +28,21 @@ class Workspace:
     def hidden(self) -> Path:
         return self.root / ".runbook"
 
-    @property
-    def journal(self) -> Path:
-        return self.hidden / "journal.jsonl"
+    def segment(self, epoch: int) -> Path:
+        """The journal's file of one writer; the first one's has no number."""
+        return self.hidden / ("journal.jsonl" if epoch == 1 else f"journal.{epoch}.jsonl")
 
-    @property
-    def head(self) -> Path:
-        """The newest journal line that must never be missing."""
-        return self.hidden / "HEAD"
+    def head(self, epoch: int) -> Path:
+        """Names the newest line of that file that must never be missing."""
+        return self.hidden / ("HEAD" if epoch == 1 else f"HEAD.{epoch}")
 
     @property
     def blobs(self) -> Path:
         return self.hidden / "blobs"
 
     @property
-    def torn(self) -> Path:
-        """Evidence of lines that a crash cut short."""
-        return self.hidden / "torn"
-
-    @property
     def lock_file(self) -> Path:
         return self.hidden / "lock"
-
-    @property
-    def owner(self) -> Path:
-        return self.hidden / "owner.json"
 
     @property
     def logs(self) -> Path:
@@ -145,38 +131,6 @@ class Workspace:
                     where=str(folder),
                     fix="change its permissions, or choose another workspace",
                 )
-
-    @contextmanager
-    def lock(self) -> Iterator[None]:
-        """Be the one executor of this workspace; only writers need it.
-
-        Raises:
-            LockedError: another process holds it.
-        """
-        from filelock import FileLock, Timeout  # noqa: PLC0415 - status takes no lock
-
-        lock = FileLock(self.lock_file, blocking=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise self._held_by_another() from None
-        try:
-            artifacts.write_json(self.owner, {"pid": os.getpid(), "host": socket.gethostname()})
-            yield
-        finally:
-            lock.release()
-
-    def _held_by_another(self) -> LockedError:
-        try:
-            owner = json.loads(self.owner.read_bytes())
-            who = f"process {owner['pid']} on {owner['host']}"
-        except (OSError, ValueError, KeyError, TypeError):
-            who = "another process"
-        return LockedError(
-            f"{who} holds the workspace",
-            where=str(self.root),
-            fix="wait for it or stop it; 'runbook status' reads without the lock",
-        )
 
 
 def stamp(moment: datetime) -> str:

@@ -225,5 +225,5 @@ def test_stale_temporaries_are_removed(tmp_path: Path) -> None:
     stale = tmp_path / "sub" / f".0123{artifacts.TEMPORARY}"
     stale.write_text("half")
 
-    assert artifacts.remove_stale(tmp_path) == (stale,)
+    assert artifacts.settle(tmp_path) == (stale,)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["a", "b"]

@@ -12,6 +12,7 @@ from cli_session import call, write_runbook
 
 from runbook.cli import app
 from runbook.errors import LockedError
+from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
@@ -57,7 +58,7 @@ def test_a_session_runs_and_a_second_run_only_tells_of_it(tmp_path: Path, capfd:
     assert (first.code, first.out) == (0, "")
     assert "a: 0 of 2 steps done" in first.err
     assert "all done" in first.err
-    before = Workspace.at(place).journal.read_bytes()
+    before = Workspace.at(place).segment(1).read_bytes()
 
     second = _run("run", spec, "--workspace", place)
 
@@ -65,7 +66,7 @@ def test_a_session_runs_and_a_second_run_only_tells_of_it(tmp_path: Path, capfd:
     assert second.stderr.startswith("This session was done before: nothing is run again.")
     assert "report.md" in second.stderr
     assert second.stderr.strip().split("\n")[-1] == "[]"
-    assert Workspace.at(place).journal.read_bytes() == before
+    assert Workspace.at(place).segment(1).read_bytes() == before
 
 
 def test_the_end_of_a_run_is_what_status_says(tmp_path: Path, capfd: Capture) -> None:
@@ -222,7 +223,7 @@ def test_a_held_workspace_ends_with_7(tmp_path: Path, capfd: Capture) -> None:
     place = Workspace.at(tmp_path / "ws")
     place.create()
 
-    with place.lock():
+    with open_journal(place):
         told = call(capfd, "run", spec, "--workspace", place.root, "--json")
 
     assert told.code == told.lines[0]["exit_code"] == LockedError.code == 7

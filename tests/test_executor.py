@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import pytest
 
 from runbook import artifacts
 from runbook import events as ev
+from runbook.clock import Clock
 from runbook.contract import (
     Criterion,
     Decision,
@@ -31,6 +33,7 @@ from runbook.journal import batches, facts, read_entries
 from runbook.manifest import provenance
 from runbook.plan import Adjustment, Plan
 from runbook.review import record_decision
+from runbook.takeover import open_journal
 from runbook.testing import GENERATIONS, generations, make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
 
@@ -99,10 +102,10 @@ def test_a_finished_session_returns_its_code_at_once(workspace: Workspace) -> No
     """Running a finished session again appends nothing."""
     plan = make_plan(make_step("a"))
     execute(plan, workspace)
-    before = workspace.journal.read_bytes()
+    before = workspace.segment(1).read_bytes()
 
     assert execute(plan, workspace) == 0
-    assert workspace.journal.read_bytes() == before
+    assert workspace.segment(1).read_bytes() == before
 
 
 def test_one_child_serves_steps_that_need_the_same_model(workspace: Workspace) -> None:
@@ -221,13 +224,13 @@ def test_a_decision_out_of_bounds_is_not_recorded(workspace: Workspace) -> None:
     """A person's slip is refused with what would be allowed."""
     plan = make_plan(make_step("a", gate=GATE, review_after=1, params={"metrics": {"m": 0}}))
     execute(plan, workspace)
-    before = workspace.journal.read_bytes()
+    before = workspace.segment(1).read_bytes()
 
     with pytest.raises(ConfigError, match="allowed: retry, stop, override"):
         record_decision(
             plan, workspace, ev.ReviewDecided("a-1", "proceed", {}, "r", "me", person=True)
         )
-    assert workspace.journal.read_bytes() == before
+    assert workspace.segment(1).read_bytes() == before
 
 
 def test_each_attempt_has_its_own_review(workspace: Workspace) -> None:
@@ -343,12 +346,8 @@ def test_a_child_that_always_dies_stops_with_one(workspace: Workspace) -> None:
 
 def test_the_budget_stops_at_a_commit_and_counts_over_resumes(workspace: Workspace) -> None:
     """Wall time adds up over runs; exceeded it is exit 4, and a larger budget goes on."""
-    now = [1_700_000_000.0]
-
-    def clock() -> float:
-        now[0] += 1.0
-        return now[0]
-
+    ticks = count(0.0)
+    clock = Clock(monotonic=lambda: next(ticks))
     plan = make_plan(make_step("a", params={"batches": 4}), budget={"wall_clock_s": 9})
 
     assert execute(plan, workspace, clock=clock) == 4
@@ -423,7 +422,8 @@ def test_a_changed_plan_is_refused_by_field(workspace: Workspace) -> None:
 def test_a_held_workspace_is_refused_with_its_owner(workspace: Workspace) -> None:
     """The second executor exits with 7 and says who holds the workspace."""
     workspace.create()
-    with workspace.lock(), pytest.raises(LockedError, match=f"process {os.getpid()} on ") as caught:
+    held = pytest.raises(LockedError, match=f"process {os.getpid()} on ")
+    with open_journal(workspace), held as caught:
         execute(make_plan(make_step("a")), workspace)
     assert caught.value.code == 7
     assert read_entries(workspace) == ()
@@ -433,7 +433,7 @@ def test_a_corrupt_journal_is_refused(workspace: Workspace) -> None:
     """Damage in the journal stops everything before anything is run."""
     plan = make_plan(make_step("a"))
     execute(plan, workspace)
-    workspace.journal.write_bytes(b"x" + workspace.journal.read_bytes())
+    workspace.segment(1).write_bytes(b"x" + workspace.segment(1).read_bytes())
 
     with pytest.raises(CorruptError, match="byte 0"):
         execute(plan, workspace)

@@ -340,7 +340,7 @@ def test_without_a_decision_the_session_waits_for_a_person() -> None:
     assert (stop.reason, stop.exit_code) == ("review", 3)
 
     stopped = ev.SessionStopped("review", 3, "")
-    resumed = ev.SessionResumed(1, "h")
+    resumed = ev.SessionResumed()
     assert isinstance(m.decide(plan, run(plan, *facts, stopped, resumed)), st.Stop)
     state = run(plan, *facts, stopped, decided("a", "retry"), resumed)
     assert m.decide(plan, state) == st.RunStep("a", 2, 1, {})
@@ -390,7 +390,7 @@ def test_a_failed_step_stops_with_its_code_and_a_rerun_tries_it_again(code: int)
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("error", code)
 
-    again = [ev.SessionStopped("error", code, ""), ev.SessionResumed(1, "h")]
+    again = [ev.SessionStopped("error", code, ""), ev.SessionResumed()]
     assert m.decide(plan, run(plan, *facts, *again)) == st.RunStep("a", 1, 1, {})
     assert m.decide(plan, run(plan, *facts, again[1])) == st.RunStep("a", 1, 1, {})
 
@@ -404,7 +404,7 @@ def test_interruptions_without_progress_end_and_a_person_begins_anew() -> None:
     stop = m.decide(plan, run(plan, *lost * 6))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("no progress", 1)
-    rerun = [ev.SessionStopped("no progress", 1, ""), ev.SessionResumed(1, "h")]
+    rerun = [ev.SessionStopped("no progress", 1, ""), ev.SessionResumed()]
     assert run(plan, *lost * 6, *rerun).steps["a"].interruptions == 0
 
 
@@ -423,7 +423,7 @@ def test_a_killed_executor_costs_its_step_an_interruption() -> None:
     """A step that was running when the session is resumed was interrupted."""
     plan = make_plan(make_step("a"))
 
-    state = run(plan, started("a"), ev.SessionResumed(1, "h"))
+    state = run(plan, started("a"), ev.SessionResumed())
 
     assert state.steps["a"].interruptions == 1
     assert state.steps["a"].status is st.Status.INTERRUPTED
@@ -545,7 +545,7 @@ def test_every_run_ends_with_resumes_in_between(data: strategies.DataObject) -> 
             resumes -= 1
             facts: Sequence[ev.Event] = (
                 ev.SessionStopped(action.reason, action.exit_code, action.detail),
-                ev.SessionResumed(1, "h"),
+                ev.SessionResumed(),
             )
         else:
             facts = data.draw(strategies.sampled_from(list(outcomes(state, action))))
@@ -555,7 +555,7 @@ def test_every_run_ends_with_resumes_in_between(data: strategies.DataObject) -> 
 
 EVENTS: list[ev.Event] = [
     ev.SessionStarted("r", "/x", "n", "f", ("a=1",), {"steps": [1]}, {"python": "3.11"}),
-    ev.SessionResumed(1, "h"),
+    ev.SessionResumed(),
     ev.StepStarted("a", 1, 1, {"x": [1, {"y": None}]}, "o", "t"),
     ev.BatchCommitted("a", 1, "k", "p", "s", 3),
     ev.StepFinished(

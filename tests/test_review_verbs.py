@@ -8,6 +8,7 @@ from cli_session import REVIEWED, Called, call, write_runbook
 
 from runbook import events as ev
 from runbook.journal import facts, read_entries
+from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
@@ -131,13 +132,13 @@ def test_a_decision_that_cannot_stand_is_not_recorded(
     waiting: Session, action: str, change: str, said: str
 ) -> None:
     """The person is told what would be allowed; exit 2, and the journal is as it was."""
-    before = waiting.place.journal.read_bytes()
+    before = waiting.place.segment(1).read_bytes()
 
     told = waiting.decide(action, *(["--change", change] if change else []))
 
     assert (told.code, told.out) == (2, "")
     assert said in told.err
-    assert waiting.place.journal.read_bytes() == before
+    assert waiting.place.segment(1).read_bytes() == before
 
 
 def test_an_override_needs_a_reason(waiting: Session) -> None:
@@ -170,13 +171,13 @@ def test_a_review_is_decided_once(waiting: Session, goes_on_first: bool) -> None
     waiting.decide("retry")
     if goes_on_first:
         waiting.run()
-    before = waiting.place.journal.read_bytes()
+    before = waiting.place.segment(1).read_bytes()
 
     told = waiting.decide("stop")
 
     assert told.code == 2
     assert "decided already: retry by me: why" in told.err
-    assert waiting.place.journal.read_bytes() == before
+    assert waiting.place.segment(1).read_bytes() == before
 
 
 def test_the_overrides_of_the_start_hold_for_the_decision(tmp_path: Path, capfd: Capture) -> None:
@@ -206,19 +207,19 @@ def test_a_runbook_that_changed_is_refused_with_the_field(waiting: Session) -> N
     """A decision about one plan does not count for another."""
     spec = waiting.spec.with_name("a.yaml")
     spec.write_text(spec.read_text().replace('"at_least": 0.5', '"at_least": 0.4'))
-    before = waiting.place.journal.read_bytes()
+    before = waiting.place.segment(1).read_bytes()
 
     told = waiting.decide("retry")
 
     assert told.code == 2
     assert "the runbook changed since this session began" in told.err
     assert "at_least: 0.5 -> 0.4" in told.err
-    assert waiting.place.journal.read_bytes() == before
+    assert waiting.place.segment(1).read_bytes() == before
 
 
 def test_nobody_decides_while_an_executor_runs(waiting: Session) -> None:
     """The journal has one writer: exit 7."""
-    with waiting.place.lock():
+    with open_journal(waiting.place):
         assert waiting.decide("retry").code == 7
 
 

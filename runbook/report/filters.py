@@ -47,7 +47,7 @@ def table(found: Sequence[Mapping[str, Json]]) -> list[Row]:
 
 
 def generated(found: Sequence[Mapping[str, Json]]) -> list[Row]:
-    """The same of rows that a model wrote and a person labelled; see ``GENERATED_HEADER``."""
+    """The same of rows that a model wrote, labelled by hand; see ``GENERATED_HEADER``."""
     written = [(entry, f.mapping(entry.get("generated"))) for entry in found]
     return [
         (*_name(entry), _area(on.get("all")), _share(on["good_before"]), _share(on["good_after"]))
@@ -71,7 +71,7 @@ def blind_spots(found: Sequence[Mapping[str, Json]]) -> str:
         return f"{told}."
     before, after = _share(on.get("good_before")), _share(on.get("good_after"))
     return (
-        f"{told}; of pairs that a model wrote and a person labelled, the good ones were {before} "
+        f"{told}; of pairs that a model wrote, labelled by hand, the good ones were {before} "
         f"before the filter and {after} after it."
     )
 

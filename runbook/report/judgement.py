@@ -86,7 +86,7 @@ def _filters(details: Mapping[str, Json]) -> list[str]:
     lines = _section("Filters", columns([filters.HEADER, *filters.table(found)]))
     written = filters.generated(found)
     if written:
-        title = "On rows that a model wrote and a person labelled"
+        title = "On rows that a model wrote, labelled by hand"
         lines += _section(title, columns([filters.GENERATED_HEADER, *written]))
     return [*lines, *textwrap.wrap(filters.LEGEND, 98), ""]
 

@@ -78,7 +78,7 @@ def _filters(view: SessionView) -> list[str]:
     else:
         lines += ["No filter was calibrated: acceptance says what it preferred, no more.", ""]
     if written:
-        lines += ["On rows that a model wrote and a person labelled:", ""]
+        lines += ["On rows that a model wrote, labelled by hand:", ""]
         lines += table(filters.GENERATED_HEADER, written)
     if rows:
         lines += ["What they let through here:", "", *table(("step", "metric", "value"), rows)]
@@ -165,7 +165,7 @@ def _places(view: SessionView) -> list[str]:
     here = outcome.HERE
     places = (
         ("every manifest of the session", here.session_manifest(view.run_id)),
-        ("what happened, in order", here.journal),
+        ("what happened, in order", here.hidden / "journal*.jsonl"),
         ("logs, one a step", here.logs),
         ("data sets", here.data),
         ("generated files and batches", here.artifacts),

@@ -1,0 +1,192 @@
+"""Whether a workspace still holds, byte for byte, what the journal says it does. Changes nothing.
+
+Each file is held against the newest hash that the journal has of it. What no hash vouches for is
+told as a note, never passed over: the last lines of a writer that was killed, bytes that a
+superseded one added, files of a step that is being run.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from runbook import artifacts, journal_lines
+from runbook import events as ev
+from runbook.contract import Artifact
+from runbook.errors import CorruptError
+from runbook.journal import Before, Epoch, Reading, facts, read_journal
+from runbook.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is not as it was committed."""
+
+    where: str
+    what: str
+    """Begins with changed, missing or extra."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    findings: tuple[Finding, ...]
+    notes: tuple[str, ...]
+    files: int
+    """Compared with their hashes, the journal's own included."""
+
+
+def verify(workspace: Workspace) -> Verification:
+    """Read every committed byte again."""
+    try:
+        reading = read_journal(workspace)
+    except CorruptError as error:
+        return Verification((Finding(error.where, f"changed: {error.what}"),), (), 0)
+    check = _Check(workspace, reading)
+    findings = tuple(check.run())
+    return Verification(findings, tuple(check.notes), check.files)
+
+
+class _Check:
+    def __init__(self, workspace: Workspace, reading: Reading) -> None:
+        self._workspace = workspace
+        self._reading = reading
+        self.notes: list[str] = []
+        self.files = 0
+
+    def run(self) -> Iterator[Finding]:
+        yield from self._journal()
+        known = facts(self._reading.entries)
+        running = _outputs_in_flux(known)
+        hashes: dict[str, str] = {}
+        trees: dict[str, Artifact] = {}
+        for fact in known:
+            match fact:
+                case ev.BatchCommitted():
+                    hashes[fact.path] = fact.sha256
+                case ev.StepFinished():
+                    trees |= {a.path: a for a in fact.artifacts}
+                case ev.ManifestWritten():
+                    hashes[fact.path] = fact.sha256
+        for path, artifact in trees.items():
+            if any(Path(path).is_relative_to(folder) for folder in running):
+                self.notes.append(f"{path}: its step is being run again, so it was not compared")
+            else:
+                yield from self._artifact(artifact)
+        for path, sha256 in (hashes | self._projections()).items():
+            yield from self._file(path, sha256)
+        for fact in known:
+            if isinstance(fact, ev.ManifestWritten) and hashes[fact.path] == fact.sha256:
+                yield from self._judgement(fact)
+
+    def _journal(self) -> Iterator[Finding]:
+        """What stands behind the lines that count; the lines themselves were read."""
+        epochs = self._reading.epochs
+        self.files += len(epochs)
+        for epoch, following in zip(epochs, [*epochs, None][1:], strict=True):
+            yield from self._behind(epoch, following.before if following else None)
+        for path in self._reading.strays:
+            self.notes.append(f"{self._name(path)}: a claim to the workspace that came to nothing")
+        if epochs and not epochs[-1].closed:
+            self.notes.append(
+                f"{self._name(epochs[-1].path)}: its writer did not end it, so lines behind the "
+                "newest pinned one could be cut off unnoticed until the session is resumed"
+            )
+
+    def _behind(self, epoch: Epoch, found: Before | None) -> Iterator[Finding]:
+        name = self._name(epoch.path)
+        if found is None:
+            if epoch.behind:
+                self.notes.append(f"{name}: {len(epoch.behind)} bytes of a line cut short")
+            return
+        torn, late = epoch.behind[: found.torn_length], epoch.behind[found.torn_length :]
+        if artifacts.sha256_bytes(torn) != found.torn_sha256:
+            what = "changed: the torn line that was kept as evidence"
+            yield Finding(f"{name}, byte {epoch.length}", what)
+        elif torn:
+            self.notes.append(f"{name}: {len(torn)} bytes of a line that a crash cut short")
+        if not late:
+            return
+        if lines := _lines_in(late):
+            told = f"{lines} line(s) that a superseded executor wrote; they count for nothing"
+            self.notes.append(f"{name}: {told}")
+        else:
+            at = epoch.length + found.torn_length
+            yield Finding(f"{name}, byte {at}", f"extra: {len(late)} bytes")
+
+    def _projections(self) -> dict[str, str]:
+        """The report and the session manifest, where nobody may have written them since."""
+        for epoch in reversed(self._reading.epochs):
+            if not epoch.closed:
+                self.notes.append("report.md and the session manifest are written anew by a resume")
+                return {}
+            if epoch.projections:
+                return dict(epoch.projections)
+        return {}
+
+    def _artifact(self, artifact: Artifact) -> Iterator[Finding]:
+        path = self._workspace.inside(artifact.path)
+        if not path.is_dir():
+            yield from self._file(artifact.path, artifact.sha256)
+            return
+        self.files += 1
+        if artifacts.sha256_tree(path) == artifact.sha256:
+            return
+        inner = list(_inside(path))
+        self.files += len(inner)
+        if not inner:
+            yield Finding(artifact.path, "changed: the folder's files are not those committed")
+        yield from (Finding(f"{artifact.path}/{name}", what) for name, what in inner)
+
+    def _file(self, relative: str, sha256: str) -> Iterator[Finding]:
+        self.files += 1
+        path = self._workspace.inside(relative)
+        if not path.is_file():
+            yield Finding(relative, "missing")
+        elif artifacts.sha256_file(path) != sha256:
+            yield Finding(relative, "changed")
+
+    def _judgement(self, written: ev.ManifestWritten) -> Iterator[Finding]:
+        """The judgement's own hash stands in the manifest, whose hash the journal has."""
+        path = self._workspace.inside(written.path)
+        if written.judged_path and path.is_file():
+            judgement = json.loads(path.read_bytes())["judgement"]
+            yield from self._file(judgement["path"], judgement["sha256"])
+
+    def _name(self, path: Path) -> str:
+        return self._workspace.relative(path)
+
+
+def _outputs_in_flux(known: tuple[ev.Event, ...]) -> set[str]:
+    """Folders of steps that were started and not finished since."""
+    open_outputs: dict[str, str] = {}
+    for fact in known:
+        match fact:
+            case ev.StepStarted():
+                open_outputs[fact.step] = fact.output
+            case ev.StepFinished():
+                open_outputs.pop(fact.step, None)
+    return set(open_outputs.values())
+
+
+def _lines_in(data: bytes) -> int:
+    """How many lines of a journal these bytes are, the last one perhaps torn; 0: none."""
+    try:
+        return len(journal_lines.parse(data)[0])
+    except journal_lines.DamageError:
+        return 0
+
+
+def _inside(folder: Path) -> Iterator[tuple[str, str]]:
+    """What is wrong in a folder, by its ``COMPLETE.json``."""
+    try:
+        declared = json.loads((folder / artifacts.COMPLETE).read_bytes())["files"]
+    except (OSError, ValueError, KeyError):
+        yield artifacts.COMPLETE, "missing or changed"
+        return
+    there = artifacts.names(folder)
+    for name, entry in declared.items():
+        if name not in there:
+            yield name, "missing"
+        elif artifacts.sha256_file(folder / name) != entry["sha256"]:
+            yield name, "changed"
+    yield from ((name, "extra") for name in sorted(there - declared.keys()))
