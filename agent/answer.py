@@ -10,7 +10,14 @@ import json
 import re
 from typing import Annotated, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+)
 
 from runbook.contract import Json, ReviewRequest
 
@@ -25,13 +32,21 @@ class UnusableError(ValueError):
     """The text is no answer; says why."""
 
 
+def _shown(text: str) -> str:
+    """Without what a terminal would act on; lines and tabs stay. Doing it twice changes nothing."""
+    kept = (c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in text)
+    return "".join(kept)[:REASON_LIMIT]
+
+
 class Answer(BaseModel):
     """A decision as it stands in JSON: every key must be there, and no other."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     action: str
-    reason: Annotated[str, StringConstraints(max_length=REASON_LIMIT, pattern=r"\S")]
+    reason: Annotated[
+        str, StringConstraints(max_length=REASON_LIMIT, pattern=r"\S"), AfterValidator(_shown)
+    ]
     changes: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 

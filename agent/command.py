@@ -2,16 +2,17 @@
 
 Rule: whatever is not a well-formed answer within the request's bounds is no decision, and a person
 must decide; the cause then stands in ``error.txt``. The program starts in the review's folder with
-the caller's whole environment and the workspace's mark, so it has the caller's credentials. Its
-stderr is kept as it is: a program must not print secrets.
+the caller's whole environment and the workspace's mark, so it has the caller's credentials; what
+it says goes through ``redact`` before it is read or written.
 
-Beside ``request.md``: ``response.txt`` and ``stderr.log``, what it said; ``asked.json``, a start
-whose end is not known; ``decision.json``, the answer taken, which is returned again after a crash.
+Beside ``request.md``: ``response.txt`` and ``stderr.log``, what it said; ``decision.json``, the
+answer taken, which is returned again after a crash. Each start is reserved with the request's
+account first, so that one whose end nobody saw is known, and is not repeated without end.
 """
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,18 +22,20 @@ from agent.program import Ended, run_program
 from runbook.artifacts import canonical_json, sha256_bytes, write_bytes, write_json
 from runbook.contract import MARK, Decision, Json, Reviewer, ReviewRequest
 
-_MAX_UNKNOWN = 2
-"""Starts with an unknown end, each of which may have cost money; then a person decides."""
 
+def reviewer(
+    command: Sequence[str], timeout_s: float, redact: Callable[[bytes], bytes] = bytes
+) -> Reviewer:
+    """A reviewer that asks this program; a name without a slash is looked up on PATH.
 
-def reviewer(command: Sequence[str], timeout_s: float) -> Reviewer:
-    """A reviewer that asks this program; a name without a slash is looked up on PATH."""
+    ``redact`` takes secrets out of bytes; by default there are none.
+    """
 
     def ask(request: ReviewRequest) -> Decision | None:
         human.ask(request)
         if not open_actions(request):
             return None
-        return _Review(request, tuple(command)).decide(timeout_s)
+        return _Review(request, tuple(command), redact).decide(timeout_s)
 
     return ask
 
@@ -41,6 +44,7 @@ def reviewer(command: Sequence[str], timeout_s: float) -> Reviewer:
 class _Review:
     request: ReviewRequest
     command: tuple[str, ...]
+    redact: Callable[[bytes], bytes]
 
     @property
     def folder(self) -> Path:
@@ -65,7 +69,7 @@ class _Review:
             answer = self._accepted() or self._ask(timeout_s)
         except UnusableError as cause:
             told = f"{cause}\n".encode("utf-8", "backslashreplace")
-            write_bytes(self.folder / "error.txt", told)
+            write_bytes(self.folder / "error.txt", self.redact(told))
             return None
         changes = {n: int(x) if x.is_integer() else x for n, x in answer.changes.items()}
         author = f"command {Path(self.command[0]).name}"
@@ -83,24 +87,19 @@ class _Review:
         return answer
 
     def _ask(self, timeout_s: float) -> Answer:
-        asked = self.folder / "asked.json"
-        before = _read(asked)
-        unknown = before.get("unknown", 0) if before.get("key") == self.key else 0
-        if unknown >= _MAX_UNKNOWN:
-            what = f"the program was started {unknown} times and no end of it is known"
-            raise UnusableError(f"{what}; decide yourself, or delete {asked.name} to ask again")
-        # Durable before the program starts: it may cost money, and we may be killed meanwhile.
-        write_json(asked, {"key": self.key, "unknown": unknown + 1})
+        account = self.request.account
+        if refusal := account.reserve(self.key):
+            raise UnusableError(refusal)
         ended = self._run(timeout_s)
         try:
             return self._take(ended)
         finally:
             if not ended.stopped:
-                asked.unlink(missing_ok=True)
+                account.settle(self.key)
 
     def _run(self, timeout_s: float) -> Ended:
         (self.folder / "error.txt").unlink(missing_ok=True)
-        ended = run_program(
+        said = run_program(
             self.command,
             self.prompt.encode(),
             folder=self.folder,
@@ -108,6 +107,7 @@ class _Review:
             timeout_s=timeout_s,
             stop=self.request.stop,
         )
+        ended = replace(said, stdout=self.redact(said.stdout), stderr=self.redact(said.stderr))
         write_bytes(self.folder / "response.txt", ended.stdout)
         write_bytes(self.folder / "stderr.log", ended.stderr)
         return ended

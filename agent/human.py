@@ -9,8 +9,6 @@ import shlex
 from runbook.artifacts import write_text
 from runbook.contract import Attempt, Json, ReviewRequest
 
-_ADDING = ("A retry may add `--change NAME=NUMBER` within the ranges above.",)
-
 
 def ask(request: ReviewRequest) -> None:
     """Write ``request.md`` into the review's folder; safe to repeat."""
@@ -19,6 +17,7 @@ def ask(request: ReviewRequest) -> None:
 
 def render(request: ReviewRequest) -> str:
     """The question as Markdown, and the command by which a person answers it."""
+    change = "A retry may add `--change NAME=NUMBER` within the ranges above."
     lines = [
         question(request),
         "## How to answer",
@@ -26,7 +25,7 @@ def render(request: ReviewRequest) -> str:
         f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
         f"        --workspace {shlex.quote(str(request.workspace))}",
         "",
-        *(_ADDING if "retry" in request.allowed and request.adjustable else ()),
+        *([change] if _may_change(request) else []),
         "Then the same `runbook run` goes on.",
         "",
     ]
@@ -57,9 +56,13 @@ def question(request: ReviewRequest) -> str:
     return "\n".join(lines)
 
 
+def _may_change(request: ReviewRequest) -> bool:
+    return "retry" in request.allowed and bool(request.adjustable)
+
+
 def _changes(request: ReviewRequest) -> list[str]:
     """What a retry may set; nothing where none is allowed, or nothing may be changed."""
-    if "retry" not in request.allowed or not request.adjustable:
+    if not _may_change(request):
         return []
     ranges = [f"- `{n}`: {r.min:g} to {r.max:g}" for n, r in sorted(request.adjustable.items())]
     return ["## What a retry may change", "", *ranges, ""]

@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     base = load_base_model(folder, plan.model, plan.engine)
     shots = load_few_shot(ROOT / "specs" / "few_shot.yaml")
     items = read_jsonl(ROOT / "specs" / "probe" / "instructions.jsonl")
-    # The file has one half after another: every second item or so, so that both are there.
+    # Spread over the file, whose rows were written in several parts.
     chosen = [items[i * len(items) // ITEMS] for i in range(min(ITEMS, len(items)))]
     suffixes = [prompts.instruction_critic_suffix(str(item["text"])) for item in chosen]
     print(machine())

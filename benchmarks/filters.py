@@ -58,31 +58,37 @@ def main(arguments: Sequence[str]) -> int:
         if p.half == "tune" and p.group != "hard"
     ]
     print(machine(), end="\n\n")
-    for title, labelled, prefix, empty in (
+    for title, most, labelled, prefix, empty in (
         (
             "Instructions",
+            len(shots.labelled_instructions),
             instructions,
             prompts.instruction_critic_prefix,
             prompts.instruction_critic_suffix(""),
         ),
         (
             "Pairs, easy negatives",
+            len(shots.labelled_pairs),
             pairs,
             prompts.pair_critic_prefix,
             prompts.pair_critic_suffix("", ""),
         ),
     ):
         began = time.monotonic()
-        rows = [HEADER, *_rows(engine, shots, labelled, prefix, empty)]
+        rows = [HEADER, *_rows(engine, shots, most, labelled, prefix, empty)]
         print(f"{title} (AUC over {len(labelled)}, {time.monotonic() - began:.0f} s)")
         print("\n".join(columns(rows)), end="\n\n")
     return 0
 
 
 def _rows(
-    engine: TransformersEngine, shots: FewShot, labelled: Labelled, prefix: Prefix, empty: str
+    engine: TransformersEngine,
+    shots: FewShot,
+    most: int,
+    labelled: Labelled,
+    prefix: Prefix,
+    empty: str,
 ) -> Iterator[tuple[str, ...]]:
-    most = len(shots.labelled_instructions if "Response" not in empty else shots.labelled_pairs)
     for count in (n for n in SHOTS if n <= most):
         fewer = shots.model_copy(
             update={

@@ -24,7 +24,7 @@ from typing import Any, Final
 import torch
 from datasets import Dataset, disable_progress_bars
 from peft import get_peft_model
-from setting import ROOT, find_setting
+from setting import ROOT, find_setting, machine
 from torch.nn.functional import cross_entropy
 from transformers import PrinterCallback, TrainerCallback
 from transformers.utils import logging as hf_logging
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
             trainer = sft.make_trainer(setup.request, setup.params, base, setup.rows)
             batches = list(trainer.get_train_dataloader())
         del base, trainer
+        print(machine())
         measure_and_tell(setup, batches)
     return 0
 

@@ -2,7 +2,8 @@
 
 Rule: every text that reaches the model goes through ``BaseModel.encode``. It feeds no special
 token but the declared prefix and refuses text that tokenizes to chat markup. Nothing else in this
-project loads a model or a tokenizer, or touches a chat template.
+project loads a model or a tokenizer, or touches a chat template. A checkpoint is data: its weights
+are safetensors, and code that it brings or names is not run.
 
 It does not judge whether a checkpoint is a base model: ``phases.contamination`` measures that.
 """
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils import logging as hf_logging
 
-from phases.snapshot import check_snapshot
+from phases.snapshot import check_adapter, check_snapshot
 from runbook.contract import Json
 from runbook.errors import ConfigError, SentinelError
 
@@ -35,6 +37,7 @@ CHAT_MARKUP: Final = (
 )
 """Markers of turns in the chat formats in use; each counts where it is one token."""
 
+_AS_DATA: Final = {"local_files_only": True, "trust_remote_code": False}
 _PROBE: Final = "Water freezes at"
 
 _TURNS: Final = (
@@ -160,15 +163,17 @@ def load_base_model(
         trainable: leave gradients on, the adapter's included.
 
     Raises:
-        ConfigError: the folder holds no usable snapshot.
+        ConfigError: the folder holds no usable snapshot, or that of the adapter no safetensors.
     """
     check_snapshot(folder)
+    if adapter is not None:
+        check_adapter(adapter)
     hf_logging.disable_progress_bar()
     if engine.get("threads"):
         torch.set_num_threads(int(engine["threads"]))
     quantization = quantization or str(declared.get("quantization", "none"))
     dtype = getattr(torch, str(declared.get("dtype", "bfloat16")))
-    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, **_AS_DATA}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -177,11 +182,11 @@ def load_base_model(
             bnb_4bit_use_double_quant=True,
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_AS_DATA)
         model = AutoModelForCausalLM.from_pretrained(folder, **options)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise ConfigError(
-            f"the model cannot be loaded: {error}",
+            f"the model cannot be loaded: {ascii(str(error))[1:-1]}",
             where=str(folder),
             fix="give model.source a complete snapshot: config.json, tokenizer, *.safetensors",
         ) from error
@@ -206,7 +211,7 @@ def convert_gguf(gguf: Path, output: Path) -> None:
     are taken away, or save_pretrained refuses.
     """
     hf_logging.disable_progress_bar()
-    source = {"gguf_file": gguf.name, "local_files_only": True}
+    source = {"gguf_file": gguf.name, **_AS_DATA}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     model = model.to(torch.bfloat16)

@@ -88,7 +88,6 @@ def run(request: PhaseRequest) -> PhaseResult:
 def _item(kind: str, probe: Probe) -> Json:
     if isinstance(probe, ProbeInstruction):
         return probe.text
-    assert isinstance(probe, ProbePair | GeneratedPair)
     return probe.instruction if kind == "instructions" else (probe.instruction, probe.response)
 
 
@@ -139,7 +138,7 @@ def _parts(
 
 
 def _tuning(probes: Sequence[Probe]) -> list[int]:
-    return [at for at, probe in enumerate(probes) if getattr(probe, "half", "") == "tune"]
+    return [at for at, probe in enumerate(probes) if probe.half == "tune"]
 
 
 def _measure(  # what was read, and what it was read with
@@ -168,16 +167,17 @@ def _measure(  # what was read, and what it was read with
 
 def _row(one: Filter, probe: Probe, parts: Parts) -> Row:
     """What the gate reads of one probe."""
-    written = isinstance(probe, GeneratedPair)
     critique = one.critique(parts)
-    first_half = written and one.kind == "instructions"
+    good = probe.good
+    if isinstance(probe, GeneratedPair) and one.kind == "instructions":
+        good = probe.instruction_good
     return {
         "kind": one.kind,
         "filter": one.name,
         "id": probe.id,
-        "half": "generated" if written else getattr(probe, "half", ""),
-        "group": getattr(probe, "group", ""),
-        "good": getattr(probe, "instruction_good", False) if first_half else probe.good,
+        "half": probe.half,
+        "group": probe.group,
+        "good": good,
         "score": critique["score"],
         "kept": keeps(critique),
     }

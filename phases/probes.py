@@ -1,14 +1,18 @@
 """Labelled probes: what a filter is measured on. One JSON object a line; see ``specs/probe/``.
 
-Half of the rows are for tuning, the other half is never used for that.
+Half of the rows are for tuning, the other half is never used for that. Rows that a model wrote
+belong to neither.
 """
 
+from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Final, Literal, TypeVar
+from typing import ClassVar, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
+from phases.jsonl import parse_row, read_lines
 from phases.prompts import Text
 from runbook.errors import ConfigError
 
@@ -16,7 +20,7 @@ MIN_OF_A_LABEL: Final = 10
 """Rows of each label that each half must hold."""
 
 
-class Probe(BaseModel):
+class _Labelled(BaseModel):
     """What every labelled row has."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
@@ -25,10 +29,7 @@ class Probe(BaseModel):
     good: bool
 
 
-Row = TypeVar("Row", bound=Probe)
-
-
-class ProbeInstruction(Probe):
+class ProbeInstruction(_Labelled):
     """A labelled instruction."""
 
     text: Text
@@ -42,7 +43,7 @@ class ProbeInstruction(Probe):
         return self.difficulty
 
 
-class ProbePair(Probe):
+class ProbePair(_Labelled):
     """A labelled pair; a bad one names what is wrong with it."""
 
     instruction: Text
@@ -59,58 +60,58 @@ class ProbePair(Probe):
         return "hard" if self.negative.startswith("wrong") else "easy"
 
 
-class GeneratedPair(Probe):
+class GeneratedPair(_Labelled):
     """A pair that a model wrote; ``good`` is of both together."""
+
+    half: ClassVar[str] = "generated"
+    group: ClassVar[str] = ""
 
     instruction: Text
     response: Text
     instruction_good: bool
 
 
+Probe = ProbeInstruction | ProbePair | GeneratedPair
+Row = TypeVar("Row", ProbeInstruction, ProbePair, GeneratedPair)
+
+
 def load_probes(path: Path, model: type[Row]) -> list[Row]:
     """The rows of a probe file.
 
     Raises:
-        ConfigError: names the line and what is wrong with it; or there are too few rows of one
-            label.
+        ConfigError: names the line and what is wrong with it; or an id stands twice, or a half
+            has too few rows of one label. Generated rows need no number, since they judge nothing.
     """
     found: list[Row] = []
-    try:
-        lines = path.read_text("utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"the probe file cannot be read: {error}", where=str(path), fix="give a JSONL file"
-        ) from error
-    for number, line in enumerate(lines, 1):
+    for number, line in read_lines(path):
         try:
-            found.append(model.model_validate_json(line))
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"]) or "the row"
+            found.append(parse_row(model, line))
+        except ValueError as error:
             raise ConfigError(
-                f"{place}: {first['msg']}",
+                str(error),
                 where=f"{path}:{number}",
                 fix=f"give it the fields {', '.join(model.model_fields)}; see specs/probe/",
             ) from error
-    _check(path, found)
+    _refuse_doubles(path, found)
+    if not issubclass(model, GeneratedPair):
+        _check(path, found)
     return found
 
 
+def _refuse_doubles(path: Path, probes: Sequence[Probe]) -> None:
+    for name, times in Counter(probe.id for probe in probes).items():
+        if times > 1:
+            raise ConfigError(f"the id {name!r} stands twice", where=str(path), fix="rename one")
+
+
 def _check(path: Path, probes: Sequence[Probe]) -> None:
-    names = [probe.id for probe in probes]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise ConfigError(f"the id {twice!r} stands twice", where=str(path), fix="rename one")
-    written = any(isinstance(probe, GeneratedPair) for probe in probes)
-    for half in ("all",) if written else ("tune", "test"):
-        for label in (True, False):
-            there = [p for p in probes if p.good is label and getattr(p, "half", "all") == half]
-            if len(there) < MIN_OF_A_LABEL:
-                rows = f"{'good' if label else 'bad'} rows" + (
-                    "" if written else f" of half {half}"
-                )
-                raise ConfigError(
-                    f"{len(there)} {rows}, and fewer than {MIN_OF_A_LABEL} show nothing",
-                    where=str(path),
-                    fix="label more rows; about 50 of each label and half make a usable interval",
-                )
+    counts = Counter((probe.half, probe.good) for probe in probes)
+    for half, good in product(("tune", "test"), (True, False)):
+        there = counts[half, good]
+        if there < MIN_OF_A_LABEL:
+            label = "good" if good else "bad"
+            raise ConfigError(
+                f"{there} {label} rows of half {half}; fewer than {MIN_OF_A_LABEL} show nothing",
+                where=str(path),
+                fix="label more rows; about 50 of each label and half make a usable interval",
+            )

@@ -27,7 +27,15 @@ _LATER = re.compile(r"COMPLETE\.json|(session_)?manifest\.json")
 """Top-level files that are added once a folder's content is final, so they are not in its hash."""
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _VOLUME = frozenset(
-    {errno.EIO, errno.ESTALE, errno.EROFS, errno.ENOTCONN, errno.ENODEV, errno.ENXIO}
+    {
+        errno.EIO,
+        errno.ESTALE,
+        errno.EROFS,
+        errno.ENOTCONN,
+        errno.ECONNABORTED,
+        errno.ENODEV,
+        errno.ENXIO,
+    }
 )
 _CHUNK = 1 << 20
 

@@ -232,6 +232,23 @@ class Attempt:
     """As it ran with them."""
 
 
+class Account(Protocol):
+    """What a review's requests are paid from. Faked by ``runbook.testing.LocalAccount``."""
+
+    def reserve(self, key: str) -> str:
+        """Make one request's intent and worst-case cost durable, before it leaves.
+
+        Args:
+            key: sha256 of run, gate, attempt, rendered prompt and model.
+
+        Returns:
+            Why it must not be sent; empty where it may.
+        """
+
+    def settle(self, key: str) -> None:
+        """The end of the request is known; one never settled counts as spent."""
+
+
 @dataclass(frozen=True)
 class ReviewRequest:
     """One question about one attempt at one gate."""
@@ -262,6 +279,8 @@ class ReviewRequest:
     summary: Mapping[str, Json]
     flagged: tuple[Mapping[str, Json], ...]
     samples: tuple[Mapping[str, Json], ...]
+    account: Account = field(compare=False, repr=False)
+    """Asked before each request that may cost money."""
     stop: Callable[[], str] = field(default=str, compare=False)
     """Why the session is to end now, or ''. A reviewer that takes long asks it and gives up."""
 

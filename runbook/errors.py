@@ -33,6 +33,12 @@ class NeedsPersonError(RunbookError):
     code = 3
 
 
+class BudgetError(RunbookError):
+    """The budget is spent: allow more, or leave it at that."""
+
+    code = 4
+
+
 class SentinelError(RunbookError):
     """A contamination or DRY sentinel tripped: look at the model or the code."""
 

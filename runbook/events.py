@@ -153,12 +153,64 @@ class SessionStarted(Event):
     """``runbook.fingerprint.plan_document``: what a later plan is compared with."""
     versions: Mapping[str, Json]
     """``runbook.manifest.provenance``."""
+    limits: Mapping[str, Json] = field(default_factory=dict)
+    """``Plan.budget``."""
 
 
 @_fact
 @dataclass(frozen=True)
 class SessionResumed(Event):
-    pass
+    limits: Mapping[str, Json] = field(default_factory=dict)
+    """``Plan.budget`` as it is now; it may be raised between two runs."""
+
+
+@_fact
+@dataclass(frozen=True)
+class TimeLeased(Event):
+    """Time reserved before it is spent; the line also settles the one before it."""
+
+    used_s: float
+    """By this executor, since it began."""
+    ahead_s: float
+    """Reserved from here on; 0 at the end."""
+
+
+@_fact
+@dataclass(frozen=True)
+class RequestSent(Event):
+    """A reviewer is about to be asked: durable before the request leaves."""
+
+    review_id: str
+    key: str
+    """sha256 of run, gate, attempt, rendered prompt and model."""
+    number: int
+    """Of the requests under this key, from 1."""
+    usd: float
+    """What it may cost at worst."""
+
+
+@_fact
+@dataclass(frozen=True)
+class RequestSettled(Event):
+    """The request's end is known, whether or not its answer could be used."""
+
+    review_id: str
+    key: str
+    number: int
+    usd: float
+
+
+@_fact
+@dataclass(frozen=True)
+class PodStopRequested(Event):
+    """The declared command that stops the pod was run; only another machine can verify it."""
+
+    requested_at: str
+    """UTC, ISO 8601."""
+    rc: int | None
+    """Exit code of the command; None where it could not be run or did not end."""
+    state: str
+    """What the declared ``pod_state`` command said last; empty where none is declared."""
 
 
 @_fact

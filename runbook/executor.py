@@ -4,35 +4,38 @@ Whatever it does is repeated safely after a kill: each act either left its line 
 is done again from the same state.
 """
 
+import shlex
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 
 from runbook import artifacts, manifest
 from runbook import events as ev
 from runbook import machine as m
 from runbook import state as st
 from runbook.bootstrap import check_machine
+from runbook.budget import Limits
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import (
     Gate,
+    Json,
     Judgement,
     Metric,
     Reviewer,
 )
-from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
+from runbook.control import STOP_REQUESTED, Pulse, withdraw_stop
+from runbook.errors import NeedsPersonError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
-from runbook.journal import Entry, Journal, batches, facts, read_entries, seconds_spent
+from runbook.journal import Entry, Journal, batches, facts, read_entries
+from runbook.ledger import Ledger
 from runbook.plan import Plan, PlannedStep
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
-from runbook.report.judgement import judgement_document, judgement_text
-from runbook.report.markdown import render_report
-from runbook.report.view import build_view
+from runbook.projection import Projector
 from runbook.review import make_request
 from runbook.step_runner import Progress, StepRunner
+from runbook.supervision import Halt, Supervisor
 from runbook.takeover import Takeover, open_journal
 from runbook.worker import Job
 from runbook.workspace import Workspace, stamp
@@ -40,42 +43,70 @@ from runbook.workspace import Workspace, stamp
 Gates = Callable[[Gate, tuple[Metric, ...], bool], Judgement]
 """The gate, the readings, and whether the sample cannot grow any more."""
 
-_PINNED = (ev.StepFinished, ev.GateJudged, ev.StepPassed, ev.ReviewDecided, ev.SessionDone)
+_PINNED = (
+    ev.StepFinished,
+    ev.GateJudged,
+    ev.StepPassed,
+    ev.RequestSent,
+    ev.ReviewDecided,
+    ev.SessionDone,
+)
 """Facts that must never go missing unnoticed."""
+
+
+@dataclass(frozen=True)
+class Seams:
+    """What an executor is given rather than makes: the other folders' parts, and the clock."""
+
+    gates: Gates
+    reviewer: Reviewer
+    dry: Callable[[], Sequence[str]] = tuple
+    """Names what forbids running phase code; asked before each step."""
+    on_progress: Progress = lambda _: None
+    clock: Clock = SYSTEM
 
 
 def run_session(
     plan: Plan,
     workspace: Workspace,
+    seams: Seams,
     *,
-    gates: Gates,
-    reviewer: Reviewer,
-    dry: Callable[[], Sequence[str]] = tuple,
-    on_progress: Progress = lambda _: None,
-    clock: Clock = SYSTEM,
+    by_person: bool = False,
     takeover: Takeover | None = None,
 ) -> int:
     """Run the session, or go on with it, to its end or its stop; return the exit code.
 
-    ``dry`` names what forbids running phase code; it is asked before each step.
+    Args:
+        plan: what to run.
+        workspace: where.
+        seams: the parts that are given.
+        by_person: a person asks for it, so a session that a person stopped goes on.
+        takeover: why another executor's workspace may be taken over, where that is wanted.
 
     Raises:
         ConfigError: the plan is not the one the journal was started with, or asks for GPUs that
             are not there.
         LockedError: another executor holds the workspace.
         CorruptError: the journal is not what was appended.
-        NeedsPersonError: the journal cannot be written.
+        NeedsPersonError: the journal cannot be written, or a person stopped the session.
     """
     workspace.create()
     state = _same_session(plan, read_entries(workspace))
     if state.done and manifest.is_projected(workspace, state):
         return state.done.exit_code
+    if state.stop and state.stop.reason == STOP_REQUESTED and not by_person:
+        raise NeedsPersonError(
+            f"the session was stopped: {state.stop.detail}",
+            where=str(workspace.root),
+            fix=f"runbook resume --workspace {shlex.quote(str(workspace.root))}",
+        )
     if state.session is None:
         check_machine(plan.preflight, workspace.root)
-    with open_journal(workspace, clock, takeover=takeover) as journal, signals() as stop:
+    with open_journal(workspace, seams.clock, takeover=takeover) as journal, signals() as signal:
         end_orphans(workspace.root)
         artifacts.settle(workspace.root)
-        session = _Session(plan, workspace, journal, gates, reviewer, dry, on_progress, clock, stop)
+        withdraw_stop(workspace)
+        session = _Session(plan, workspace, journal, seams, signal)
         try:
             return session.run()
         finally:
@@ -93,54 +124,57 @@ def _same_session(
     return m.replay(plan, known)
 
 
-class Halt(Exception):  # noqa: N818 - a stop is not an error
-    """A stop whose cause is not in the journal: a signal, the clock, the disk."""
-
-    def __init__(self, reason: str, exit_code: int, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.exit_code = exit_code
-        self.detail = detail
-
-
 class _Session:
     def __init__(
         self,
         plan: Plan,
         workspace: Workspace,
         journal: Journal,
-        gates: Gates,
-        reviewer: Reviewer,
-        dry: Callable[[], Sequence[str]],
-        on_progress: Progress,
-        clock: Clock,
-        stop: Callable[[], str],
+        seams: Seams,
+        signal: Callable[[], str],
     ) -> None:
         self.plan = plan
         self.workspace = workspace
         self.journal = journal
-        self.gates = gates
-        self.reviewer = reviewer
-        self.dry = dry
-        self.on_progress = on_progress
-        self.clock = clock
-        self.stop = stop
-        self.state = m.replay(plan, facts(journal.entries))
+        self.seams = seams
+        self.known = list(facts(journal.entries))
+        self.state = m.replay(plan, self.known)
+        budget = plan.budget
+        self.ledger = Ledger(
+            Limits.of(budget),
+            seams.clock,
+            lambda: self.known,
+            self.append,
+            request_usd=budget.get("request_usd", 0.0),
+            unknown_requests=budget.get("unknown_requests", 1),
+        )
+        pulse = Pulse(workspace, seams.clock)
+        self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger)
+        self.projector = Projector(plan, workspace, journal, self.known)
         self.runner = StepRunner(
-            plan, workspace, self.append, on_progress, clock, stop, self._budget_left
+            plan,
+            workspace,
+            self.append,
+            self._tell,
+            seams.clock,
+            self.supervisor.watch,
+            self.supervisor.pause,
         )
         self.consulted: set[str] = set()
-        self.spent_before = seconds_spent(journal.entries)
-        self.began = clock.monotonic()
 
     def append(self, event: ev.Event) -> None:
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
+        self.known.append(event)
         self.state = m.apply(self.plan, self.state, event)
+
+    def _tell(self, fields: Mapping[str, Json]) -> None:
+        self.supervisor.tell(fields)
+        self.seams.on_progress(fields)
 
     def run(self) -> int:
         if self.state.done:
             # Killed after its last line, before the manifest and the report told of it.
-            self._project()
+            self.projector.session(self.state)
             return self.state.done.exit_code
         try:
             self._open()
@@ -160,7 +194,7 @@ class _Session:
 
     def _open(self) -> None:
         if self.state.session:
-            self.append(ev.SessionResumed())
+            self.append(ev.SessionResumed(limits=self.plan.budget))
             return
         self.append(
             ev.SessionStarted(
@@ -171,18 +205,19 @@ class _Session:
                 overrides=self.plan.overrides,
                 plan=plan_document(self.plan),
                 versions=manifest.provenance(self.plan),
+                limits=self.plan.budget,
             )
         )
 
     def _now(self) -> datetime:
-        return datetime.fromtimestamp(self.clock.wall(), UTC)
+        return datetime.fromtimestamp(self.seams.clock.wall(), UTC)
 
     def _advance(self) -> int | None:
         """Do the next act; the exit code where there is none left."""
-        self._heed_stop()
+        self.supervisor.check()
         self._settle()
         # A reviewer gives up when a stop is asked for; that is no answer a person must give.
-        self._heed_stop()
+        self.supervisor.check()
         match m.decide(self.plan, self.state):
             case st.RunStep() as run:
                 self._run_step(run)
@@ -204,14 +239,11 @@ class _Session:
                 return self._stop(reason, exit_code, detail)
             case st.Finish(exit_code):
                 self._check_outputs()
+                self.ledger.settle()
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
-                self._project()
+                self.projector.session(self.state)
                 return exit_code
         return None
-
-    def _heed_stop(self) -> None:
-        if self.stop():
-            raise Halt("paused", PausedError.code, f"{self.stop()}; the same command goes on")
 
     def _check_outputs(self) -> None:
         """Nothing is called done whose results are gone."""
@@ -223,64 +255,32 @@ class _Session:
                 raise Halt("missing manifest", code, f"{name}: {missing}; restore it")
 
     def _stop(self, reason: str, exit_code: int, detail: str) -> int:
+        self.ledger.settle()
         self.append(ev.SessionStopped(reason, exit_code, detail))
         with suppress(OSError, RunbookError):
             # A disk too full for the report must not hide the cause; the next run writes it.
-            self._project()
+            self.projector.session(self.state)
         return exit_code
 
     def _settle(self) -> None:
         """Pay what an earlier act, perhaps of a killed process, still owes."""
         for name, mine in self.state.steps.items():
             if mine.manifest_owed:
-                self._write_manifest(self.plan.step(name))
+                self.projector.step(self.state, self.plan.step(name), self.append)
+                self.projector.session(self.state)
         waiting = self.state.open_review
         review = self.state.steps[waiting].review if waiting else None
         if waiting and review and review.review_id not in self.consulted:
             self.consulted.add(review.review_id)
             self._consult(waiting)
 
-    def _write_manifest(self, step: PlannedStep) -> None:
-        mine = self.state.steps[step.name]
-        assert mine.started is not None
-        output = self.workspace.inside(mine.started.output)
-        judgement = self._write_judgement(output, mine)
-        path = self.workspace.manifest(output)
-        sha = artifacts.write_json(
-            path, manifest.step_manifest(self.plan, self.state, step, judgement)
-        )
-        where = self.workspace.relative(path)
-        judged_path = judgement["path"] if judgement else ""
-        self.append(ev.ManifestWritten(step.name, mine.attempt, where, sha, judged_path))
-        self._project()
-
-    def _write_judgement(self, output: Path, mine: st.StepState) -> dict[str, str]:
-        """Path and hash of the judgement laid down beside what it judges; empty without a gate."""
-        if mine.started is None or mine.finished is None or mine.judged is None:
-            return {}
-        document = judgement_document(mine.started, mine.finished, mine.judged)
-        path = output / mine.finished.judged_file
-        artifacts.write_text(path.with_suffix(".txt"), judgement_text(document))
-        sha = artifacts.write_json(path, document)
-        return {"path": self.workspace.relative(path), "sha256": sha}
-
-    def _project(self) -> None:
-        if self.state.session is None:
-            return
-        report = render_report(build_view(self.journal.entries), self.workspace.root)
-        shown = {self.workspace.report: artifacts.write_text(self.workspace.report, report)}
-        known = facts(self.journal.entries)
-        written = [fact for fact in known if isinstance(fact, ev.ManifestWritten)]
-        path = self.workspace.session_manifest(self.state.session.run_id)
-        document = manifest.session_manifest(self.plan, self.state, written)
-        shown[path] = artifacts.write_json(path, document)
-        self.journal.projections = {self.workspace.relative(p): sha for p, sha in shown.items()}
-
     def _consult(self, name: str) -> None:
-        request = make_request(
-            self.plan, self.state, facts(self.journal.entries), self.workspace, name
-        )
-        answer = self.reviewer(replace(request, stop=self.stop))
+        mine = self.state.steps[name]
+        assert mine.review is not None
+        account = self.ledger.account(mine.review.review_id)
+        request = make_request(self.plan, self.state, self.known, self.workspace, name, account)
+        request = replace(request, stop=self.supervisor.reason)
+        answer = self.seams.reviewer(request)
         if answer is None:
             return
         decided = ev.ReviewDecided(
@@ -293,7 +293,7 @@ class _Session:
         )
         refusal = m.refuse_decision(self.plan, self.state, decided)
         if refusal:
-            self.on_progress({"review": request.review_id, "refused": refusal})
+            self.seams.on_progress({"review": request.review_id, "refused": refusal})
             folder = self.workspace.inside(request.path)
             artifacts.write_text(folder / "error.txt", f"the answer was refused: {refusal}\n")
         else:
@@ -307,7 +307,7 @@ class _Session:
         if missing := manifest.missing_outputs(self.workspace, mine.finished):
             raise Halt("missing manifest", NeedsPersonError.code, f"{name}: {missing}; restore it")
         final = gate.extend is None or self._has_grown(name, mine)
-        judged = self.gates(gate, mine.finished.metrics, final)
+        judged = self.seams.gates(gate, mine.finished.metrics, final)
         self.append(
             ev.GateJudged(
                 name,
@@ -326,28 +326,18 @@ class _Session:
         assert mine.finished is not None
         looks = [
             {metric.name: metric.n or 0 for metric in fact.metrics}
-            for fact in facts(self.journal.entries)
+            for fact in self.known
             if isinstance(fact, ev.StepFinished)
             and (fact.step, fact.attempt, fact.look) == (name, mine.attempt, mine.look - 1)
         ]
         now = {metric.name: metric.n or 0 for metric in mine.finished.metrics}
         return bool(looks) and any(n > looks[-1].get(metric, 0) for metric, n in now.items())
 
-    def _budget_left(self) -> bool:
-        limit = self.plan.budget.get("wall_clock_s")
-        spent = self.spent_before + self.clock.monotonic() - self.began
-        return limit is None or spent < float(limit)
-
-    def _halt_for_budget(self) -> Halt:
-        limit = self.plan.budget.get("wall_clock_s")
-        return Halt("budget", 4, f"the session's wall clock budget of {limit} s is spent")
-
     def _run_step(self, run: st.RunStep) -> None:
-        if not self._budget_left():
-            raise self._halt_for_budget()
-        if findings := self.dry():
-            raise Halt("dry", SentinelError.code, "; ".join(findings))
         step = self.plan.step(run.step)
+        self.supervisor.begin(terminal=step.terminal)
+        if findings := self.seams.dry():
+            raise Halt("dry", SentinelError.code, "; ".join(findings))
         try:
             inputs = manifest.verified_inputs(self.state, self.workspace, step)
         except NeedsPersonError as error:
@@ -393,11 +383,10 @@ class _Session:
                 pass
             case Paused():
                 cause = "paused after a committed batch"
-        self.append(ev.StepInterrupted(run.step, run.attempt, self.stop() or cause))
-        if isinstance(outcome, Paused) and not self.stop():
-            if not self._budget_left():
-                raise self._halt_for_budget()
-            raise Halt("paused", PausedError.code, f"{run.step} paused itself")
+        reason = self.supervisor.reason()
+        self.append(ev.StepInterrupted(run.step, run.attempt, reason or cause))
+        if isinstance(outcome, Paused) and not reason:
+            self.supervisor.check_pause(run.step)
 
     def _place(self, step: PlannedStep) -> tuple[str, str]:
         """The attempt's output folder and its start; an attempt that goes on keeps both."""

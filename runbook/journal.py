@@ -384,7 +384,7 @@ class Journal:
         try:
             self._write(opened, pin=True)
         except BaseException:
-            os.close(self._fd)
+            self._release()
             raise
 
     def _settle(self, reading: Reading) -> Before | None:
@@ -492,5 +492,10 @@ class Journal:
         if not self._refusal:
             with suppress(OSError, RunbookError):
                 self._write({"type": CLOSED, "projections": dict(self.projections)}, pin=True)
-        os.close(self._fd)
+        self._release()
+
+    def _release(self) -> None:
+        """Every line was fsynced, so a volume that fails at the close takes nothing away."""
+        with suppress(OSError):
+            os.close(self._fd)
         self._fd = -1

@@ -224,6 +224,8 @@ def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PL
             return _with(state, event.step, review=review)
         case ev.StepSkipped():
             return _with(state, event.step, status=Status.SKIPPED)
+        case ev.TimeLeased() | ev.RequestSent() | ev.RequestSettled() | ev.PodStopRequested():
+            return state
         case _:
             raise TypeError(f"not a fact of the journal: {event!r}")
 

@@ -45,6 +45,8 @@ class PlannedStep:
     adjustments: tuple[Adjustment, ...]
     fingerprint: str
     """sha256 over all that can change the step's bytes."""
+    terminal: bool = False
+    """May draw on the budget's terminal reserve."""
     file_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each declared file, by name: its bytes when the plan was made."""
 
@@ -70,7 +72,8 @@ class Plan:
     environment: Mapping[str, str]
     preflight: Mapping[str, Json]
     budget: Mapping[str, Json]
-    """``wall_clock_s``: float seconds, or absent."""
+    """The fields of ``runbook.budget.Limits`` that are declared; ``request_usd``, what a request
+    to the reviewer may cost, and ``unknown_requests``, how many follow one without a known end."""
     stop_conditions: tuple[str, ...]
     reviewer: Mapping[str, Json]
     """``provider``; for ``command`` also ``command``, as written, and ``timeout_s``."""
@@ -78,6 +81,11 @@ class Plan:
     """The ``--set`` arguments, verbatim, in order."""
     fingerprint: str
     """sha256 over all that can change any step's bytes; batch threads and budget are not in it."""
+    pod: Mapping[str, Json] = field(default_factory=dict)
+    """``stop`` and ``state``, commands as written; ``gone``, ``rental_ends``,
+    ``abandoned_after_s``."""
+    watchdog: Mapping[str, Json] = field(default_factory=dict)
+    """``heartbeat_s`` and ``stall_s``: how long a child may be silent, or without progress."""
     declared_model: Mapping[str, Json] = field(default_factory=dict)
     """``model`` as written, before ``${ENV}`` and folders: what the fingerprints see of it."""
 

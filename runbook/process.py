@@ -5,6 +5,7 @@ is an outcome, not an exception.
 """
 
 import json
+import math
 import os
 import select
 import signal
@@ -26,6 +27,8 @@ from runbook.events import decode, encode
 from runbook.worker import Job
 
 _TICK_S = 0.1
+_GRACE_S = 3.0
+"""What a child that was asked to stop has to reach its next commit."""
 _CLOSE_S = 2.0
 
 
@@ -58,6 +61,19 @@ class Lost:
 
 
 Outcome = Finished | Failed | Paused | Lost
+
+
+@dataclass(frozen=True)
+class Patience:
+    """After which silence a child is given up."""
+
+    heartbeat_s: float = math.inf
+    """Without any sign: it hangs, or its machine does."""
+    stall_s: float = math.inf
+    """Without a batch or progress, though it is alive."""
+
+
+PATIENT = Patience()
 
 
 class Worker:
@@ -114,18 +130,22 @@ class Worker:
         *,
         on_commit: Callable[[Committed], bool],
         on_progress: Callable[[Mapping[str, Json]], None],
-        stop: Callable[[], bool] = lambda: False,
-        grace_s: float = 3.0,
+        watch: Callable[[], float] = lambda: math.inf,
+        patience: Patience = PATIENT,
     ) -> Outcome:
         """Run one job to its end.
 
-        ``on_commit`` makes a batch durable and says whether the step is to pause there. Once
-        ``stop`` is true the child has ``grace_s`` seconds to reach a commit. An exception of
-        ``on_commit`` kills the child and passes.
+        Args:
+            job: what to do.
+            on_commit: makes a batch durable and says whether the step is to pause there; an
+                exception of its own kills the child and passes.
+            on_progress: hears what the step tells.
+            watch: asked at every tick; the seconds that the child still has.
+            patience: after which silence the child is given up.
         """
         try:
             self._tell({"request": encode(job)})
-            return self._listen(on_commit, on_progress, stop, grace_s)
+            return self._listen(on_commit, on_progress, watch, patience)
         except BrokenPipeError:
             return self._lost()
         except BaseException:
@@ -136,26 +156,30 @@ class Worker:
         self,
         on_commit: Callable[[Committed], bool],
         on_progress: Callable[[Mapping[str, Json]], None],
-        stop: Callable[[], bool],
-        grace_s: float,
+        watch: Callable[[], float],
+        patience: Patience,
     ) -> Outcome:
-        deadline: float | None = None
+        heard = moved = time.monotonic()
         while True:
-            if deadline is None and stop():
-                deadline = time.monotonic() + grace_s
-            if deadline is not None and time.monotonic() > deadline:
+            now = time.monotonic()
+            if cause := _given_up(now, watch(), heard, moved, patience):
                 self.kill()
-                return Lost(f"no commit within {grace_s:g} s of the stop, so it was killed")
+                return Lost(cause)
             line = self._read_line()
             if line is None:
                 continue
             if not line:
                 return self._lost()
+            heard = time.monotonic()
             match json.loads(line):
+                case {"beat": _}:
+                    pass
                 case {"progress": fields}:
+                    moved = heard
                     on_progress(fields)
                 case {"commit": batch}:
                     pause = on_commit(decode(Committed, batch))
+                    moved = heard = time.monotonic()
                     self._tell({"committed": batch["key"], "pause": pause})
                 case last:
                     return _outcome(last)
@@ -221,6 +245,17 @@ class Worker:
         while not self._is_dead() and time.monotonic() < limit:
             time.sleep(_TICK_S / 10)
         self.kill()
+
+
+def _given_up(now: float, left_s: float, heard: float, moved: float, patience: Patience) -> str:
+    """Why the child must be killed at this monotonic time; empty where it may go on."""
+    if left_s <= 0:
+        return "it did not reach a commit in the time it was given, so it was killed"
+    if now - heard > patience.heartbeat_s:
+        return f"hung: no heartbeat for {patience.heartbeat_s:g} s, so it was killed"
+    if now - moved > patience.stall_s:
+        return f"stalled: no progress for {patience.stall_s:g} s, so it was killed"
+    return ""
 
 
 def _outcome(message: Mapping[str, Json]) -> Outcome:

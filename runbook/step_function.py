@@ -64,7 +64,7 @@ def declared(name: str, function: str, folder: Path) -> Json:
             ) if given == name and value is not None:
                 try:
                     return ast.literal_eval(value)
-                except ValueError:
+                except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                     return ...
     return None
 

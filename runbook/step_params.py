@@ -171,7 +171,25 @@ def check_contents(plan: Plan, slots: Sequence[Slot]) -> None:
     """
     for slot in slots:
         if slot.enabled and slot.model is not None and hasattr(slot.model, CHECK):
-            getattr(slot.model.model_validate(dict(plan.step(slot.name).params)), CHECK)()
+            _check_content(slot.model, plan.step(slot.name).params, slot.name)
+
+
+def _check_content(model: type[BaseModel], params: Mapping[str, Json], step: str) -> None:
+    """What a file holds is foreign text, so nothing of it reaches a terminal as it is."""
+    try:
+        getattr(model.model_validate(dict(params)), CHECK)()
+    except ConfigError as error:
+        what, where, fix = map(_escaped, (error.what, error.where, error.fix))
+        raise ConfigError(what, where=where, fix=fix) from error
+    except (Exception, SystemExit) as error:  # a user's check may raise anything
+        said = printable(f"{type(error).__name__}: {error}", longest=500)
+        what = f"the files of the step '{step}' cannot be checked: {said}"
+        fix = f"mend the file, or {CHECK} of {model.__name__}: it says what is wrong by ConfigError"
+        raise ConfigError(what, where=step, fix=fix) from error
+
+
+def _escaped(text: str) -> str:
+    return "\n".join(printable(line, longest=2000) for line in text.split("\n"))
 
 
 def _values(spec: SpecModel) -> dict[str, Json]:

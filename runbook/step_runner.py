@@ -12,7 +12,7 @@ from runbook.clock import Clock
 from runbook.contract import Committed, Json, PhaseResult
 from runbook.errors import PhaseError
 from runbook.plan import Plan
-from runbook.process import Failed, Finished, Lost, Paused, Worker
+from runbook.process import Failed, Finished, Lost, Patience, Paused, Worker
 from runbook.worker import Job
 from runbook.workspace import Workspace
 
@@ -29,22 +29,34 @@ class StepRunner:
         append: Callable[[ev.Event], None],
         on_progress: Progress,
         clock: Clock,
-        stop: Callable[[], str],
-        budget_left: Callable[[], bool],
+        watch: Callable[[], float],
+        pause: Callable[[float], bool],
     ) -> None:
-        """``append`` makes a fact durable; a batch is answered only once it returned."""
+        """Nothing is started before the first ``run``.
+
+        Args:
+            plan: of the session.
+            workspace: of the session.
+            append: makes a fact durable; a batch is answered only once it returned.
+            on_progress: hears what a step tells.
+            clock: its monotonic time measures the step.
+            watch: asked at every tick; the seconds that the child still has.
+            pause: asked at every commit, with the seconds the batch took; whether to pause there.
+        """
         self._plan = plan
         self._workspace = workspace
         self._append = append
         self._on_progress = on_progress
         self._clock = clock
-        self._stop = stop
-        self._budget_left = budget_left
+        self._watch = watch
+        self._pause = pause
+        self._patience = Patience(**plan.watchdog)
         self._worker: Worker | None = None
+        self._last_commit = 0.0
 
     def run(self, job: Job) -> ev.StepFinished | Failed | Paused | Lost:
         """Run a job to its end, or to the commit at which it is asked to pause."""
-        begin = self._clock.monotonic()
+        begin = self._last_commit = self._clock.monotonic()
         known = {batch.key: batch for batch in job.committed}
         try:
             outcome = self._worker_for(job).run(
@@ -53,7 +65,8 @@ class StepRunner:
                 on_progress=lambda fields: self._on_progress(
                     {"step": job.step, "attempt": job.attempt, **fields}
                 ),
-                stop=lambda: bool(self._stop()),
+                watch=self._watch,
+                patience=self._patience,
             )
             if isinstance(outcome, Finished):
                 return self._finished(job, outcome.result, self._clock.monotonic() - begin)
@@ -92,7 +105,9 @@ class StepRunner:
                 )
             )
             known[batch.key] = batch
-        return bool(self._stop()) or not self._budget_left()
+        now = self._clock.monotonic()
+        took, self._last_commit = now - self._last_commit, now
+        return self._pause(took)
 
     def _finished(self, job: Job, result: PhaseResult, seconds: float) -> ev.StepFinished:
         for artifact in result.artifacts:

@@ -131,6 +131,23 @@ class LocalChannel:
         self.reports.append(fields)
 
 
+class LocalAccount:
+    """An account without a limit; it keeps the keys that were reserved and settled."""
+
+    def __init__(self, refusal: str = "") -> None:
+        self.reserved: list[str] = []
+        self.settled: list[str] = []
+        self._refusal = refusal
+
+    def reserve(self, key: str) -> str:
+        if not self._refusal:
+            self.reserved.append(key)
+        return self._refusal
+
+    def settle(self, key: str) -> None:
+        self.settled.append(key)
+
+
 def fake_phase(request: PhaseRequest) -> PhaseResult:
     """Make ``batches`` batches of ``rows`` rows, deterministic in seed, step and attempt.
 

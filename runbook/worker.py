@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
@@ -28,7 +29,10 @@ from runbook.events import decode, encode
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2
+_BEAT_EVERY_S = 1.0
 _TRACEBACK_LINES = 20
+_SENDING = threading.Lock()
+"""A line is written whole, whichever thread it is of."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,18 @@ def send(fd: int, message: Mapping[str, Json]) -> None:
     """Write one line; with nobody left to read it there is nothing left to do."""
     data = memoryview(f"{canonical_json(dict(message))}\n".encode())
     try:
-        while data:
-            data = data[os.write(fd, data) :]
+        with _SENDING:
+            while data:
+                data = data[os.write(fd, data) :]
     except BrokenPipeError:
         os._exit(1)
+
+
+def beat(fd: int) -> None:
+    """Show from a thread of its own that the process is alive, whatever the step is doing."""
+    while True:
+        time.sleep(_BEAT_EVERY_S)
+        send(fd, {"beat": True})
 
 
 def die_with_parent(parent: int) -> None:
@@ -220,6 +232,7 @@ def main(arguments: list[str]) -> int:
     os.set_inheritable(fd_in, False)  # noqa: FBT003 - the signature is the library's
     os.set_inheritable(fd_out, False)  # noqa: FBT003
     faulthandler.enable()
+    threading.Thread(target=beat, args=(fd_out,), daemon=True).start()
     with os.fdopen(fd_in, "rb") as answers:
         while line := answers.readline():
             job = decode(Job, json.loads(line)["request"])

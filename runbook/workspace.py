@@ -45,6 +45,16 @@ class Workspace:
         return self.hidden / "lock"
 
     @property
+    def heartbeat(self) -> Path:
+        """The executor's last sign of life."""
+        return self.hidden / "heartbeat.json"
+
+    @property
+    def stop_request(self) -> Path:
+        """There while a person wants the session to stop."""
+        return self.hidden / "stop.json"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 

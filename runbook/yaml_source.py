@@ -73,7 +73,8 @@ def read_yaml(path: Path) -> Source:
     if wrong:
         raise to_error([Problem(name, 1, 1, *wrong)])
     try:
-        with path.open("rb") as file:
+        # A pipe that took the file's place since it was looked at must not be waited for.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise to_error([Problem(name, 1, 1, *_os_trouble(error))]) from error

@@ -16,8 +16,12 @@ from cli_session import REVIEWED, Called, call, write_runbook
 
 from agent.command import reviewer
 from runbook import events as ev
+from runbook.budget import Limits, Spent, spent
+from runbook.clock import Clock
 from runbook.contract import Decision, Range, Reviewer, ReviewRequest
 from runbook.journal import facts, read_entries
+from runbook.ledger import Ledger
+from runbook.testing import LocalAccount
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
@@ -49,6 +53,7 @@ def request_(tmp_path: Path) -> ReviewRequest:
         summary={},
         flagged=(),
         samples=(),
+        account=LocalAccount(),
     )
 
 
@@ -353,13 +358,29 @@ class TestRepeated:
         def kill() -> str:
             raise KilledError
 
+        facts: list[ev.Event] = []
+        ledger = Ledger(Limits(), Clock(), lambda: facts, facts.append, request_usd=0.5)
+        paid = replace(request_, account=ledger.account("pilot-2"))
+
         for _ in range(2):
             with pytest.raises(KilledError):
-                ask(replace(request_, stop=kill))
+                ask(replace(paid, stop=kill))
 
-        assert "was started 2 times" in refused(request_, ask)
-        (request_.workspace / request_.path / "asked.json").unlink()
-        assert ask(request_) is not None
+        assert "asked 2 times and no end of that is known" in refused(paid, ask)
+        assert spent(facts) == Spent(0.0, 1.0, 2)
+
+    def test_a_request_beyond_the_budget_is_not_sent(
+        self, request_: ReviewRequest, ask: Reviewer
+    ) -> None:
+        """A question that may cost more than is left goes to a person, and nothing is reserved."""
+        facts: list[ev.Event] = []
+        limits = Limits(review_usd=0.4)
+        ledger = Ledger(limits, Clock(), lambda: facts, facts.append, request_usd=0.5)
+
+        told = refused(replace(request_, account=ledger.account("pilot-2")), ask)
+
+        assert "may cost $0.50, and $0.40 may still be spent" in told
+        assert facts == []
 
 
 class Session:

@@ -274,8 +274,10 @@ def _checkpoint(request: PhaseRequest, step: int, *, complete: bool, committed: 
     if complete:
         complete_directory(folder)
     if committed:
-        relative = folder.relative_to(request.workspace).as_posix()
-        request.channel.commit(Committed(folder.name, f"{relative}/COMPLETE.json", "", step))
+        marker = folder / "COMPLETE.json"
+        relative = marker.relative_to(request.workspace).as_posix()
+        sha = sha256_file(marker) if complete else ""
+        request.channel.commit(Committed(folder.name, relative, sha, step))
     return folder
 
 

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from runbook.contract import (
     ReviewRequest,
 )
 from runbook.errors import ConfigError, CorruptError, LockedError
-from runbook.executor import run_session
+from runbook.executor import Seams, run_session
 from runbook.journal import batches, facts, read_entries
 from runbook.manifest import provenance
 from runbook.plan import Adjustment, Plan
@@ -48,8 +47,9 @@ def nobody(_: ReviewRequest) -> Decision | None:
 
 
 def execute(plan: Plan, workspace: Workspace, reviewer: Answer = nobody, **seams: Any) -> int:
-    seams = {"gates": simple_gates, **seams}
-    return run_session(plan, workspace, reviewer=reviewer, **seams)
+    return run_session(
+        plan, workspace, Seams(**{"gates": simple_gates, **seams}, reviewer=reviewer)
+    )
 
 
 @pytest.fixture
@@ -58,7 +58,9 @@ def workspace(tmp_path: Path) -> Workspace:
 
 
 def history(workspace: Workspace) -> list[str]:
-    return [type(fact).__name__ for fact in facts(read_entries(workspace))]
+    """The kinds of facts, leases of time left out."""
+    names = [type(fact).__name__ for fact in facts(read_entries(workspace))]
+    return [name for name in names if name != "TimeLeased"]
 
 
 def last_stop(workspace: Workspace) -> ev.SessionStopped:
@@ -345,18 +347,23 @@ def test_a_child_that_always_dies_stops_with_one(workspace: Workspace) -> None:
 
 
 def test_the_budget_stops_at_a_commit_and_counts_over_resumes(workspace: Workspace) -> None:
-    """Wall time adds up over runs; exceeded it is exit 4, and a larger budget goes on."""
-    ticks = count(0.0)
-    clock = Clock(monotonic=lambda: next(ticks))
-    plan = make_plan(make_step("a", params={"batches": 4}), budget={"wall_clock_s": 9})
+    """Time adds up over runs; where the next batch would not fit it is exit 4; more goes on."""
+    now = [0.0]
 
-    assert execute(plan, workspace, clock=clock) == 4
-    first = len(batches(read_entries(workspace), "a", 1))
-    assert 0 < first < 4
-    assert execute(plan, workspace, clock=clock) == 4
-    assert len(batches(read_entries(workspace), "a", 1)) == first
+    def pass_time(_: Mapping[str, Json]) -> None:
+        now[0] += 100.0
+
+    seams: dict[str, Any] = {"clock": Clock(monotonic=lambda: now[0]), "on_progress": pass_time}
+    step = make_step("a", params={"batches": 4, "sleep": 0.3})
+    plan = make_plan(step, budget={"wall_clock_s": 250.0})
+
+    assert execute(plan, workspace, **seams) == 4
+    assert len(batches(read_entries(workspace), "a", 1)) == 3
+    assert execute(plan, workspace, **seams) == 4
+    assert len(batches(read_entries(workspace), "a", 1)) == 3
     assert last_stop(workspace).reason == "budget"
-    assert execute(replace(plan, budget={}), workspace, clock=clock) == 0
+    assert "of 250 s spent" in last_stop(workspace).detail
+    assert execute(replace(plan, budget={}), workspace, **seams) == 0
 
 
 @pytest.mark.parametrize("damage", ["manifest", "changed manifest", "artifact"])
@@ -395,9 +402,7 @@ def test_a_dry_finding_stops_before_any_phase_code(workspace: Workspace) -> None
     found = ["mine.py:3: calls from_pretrained"]
 
     def go() -> int:
-        return run_session(
-            plan, workspace, gates=simple_gates, reviewer=lambda _: None, dry=lambda: found
-        )
+        return execute(plan, workspace, dry=lambda: found)
 
     assert go() == 5
     known = facts(read_entries(workspace))
@@ -553,12 +558,12 @@ def test_killed_around_every_append_the_bytes_are_the_same(tmp_path: Path) -> No
 
 
 def test_killed_at_every_append_in_turn_it_still_ends(tmp_path: Path) -> None:
-    """Killed at the third line of every run, the session ends with the same data."""
+    """Killed at the fourth line of every run, the session ends with the same data."""
     clean, mine = Workspace.at(tmp_path / "clean"), Workspace.at(tmp_path / "mine")
     execute(swept_plan(), clean)
 
     runs = 0
-    while (code := spawn(mine.root, 3)) == -signal.SIGKILL:
+    while (code := spawn(mine.root, 4)) == -signal.SIGKILL:
         runs += 1
         assert runs < 30
 

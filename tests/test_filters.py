@@ -296,6 +296,43 @@ def test_too_small_a_probe_is_refused(make_request: Make, tmp_path: Path, keep: 
         calibration.run(make_request(probe_instructions=str(path)))
 
 
+def test_what_is_missing_is_counted_by_label_and_half(make_request: Make, tmp_path: Path) -> None:
+    """Without the bad rows of the half that judges, the refusal says which rows to label."""
+    path = tmp_path / "probe.jsonl"
+    rows = read_jsonl(PROBE / "pairs.jsonl")
+    kept = [row for row in rows if row["good"] or row["half"] == "tune"]
+    path.write_text("\n".join(map(json.dumps, kept)))
+    with pytest.raises(ConfigError) as refused:
+        calibration.run(make_request(probe_pairs=str(path)))
+    assert refused.value.what == "0 bad rows of half test; fewer than 10 show nothing"
+
+
+@pytest.mark.parametrize("name", ["instructions", "pairs", "generated"])
+def test_an_id_that_stands_twice_is_named(make_request: Make, tmp_path: Path, name: str) -> None:
+    """In any of the three files, before anything is read off the model."""
+    path = tmp_path / "probe.jsonl"
+    rows = read_jsonl(PROBE / f"{name}.jsonl")
+    path.write_text("\n".join(map(json.dumps, [*rows, rows[2]])))
+    with pytest.raises(ConfigError) as refused:
+        calibration.run(make_request(**{f"probe_{name}": str(path)}))
+    assert refused.value.what == f"the id {rows[2]['id']!r} stands twice"
+    assert refused.value.where == str(path)
+
+
+def test_a_single_generated_row_is_reported(make_request: Make, tmp_path: Path) -> None:
+    """It judges nothing, so no number is required, and the gate passes without its AUC."""
+    path = tmp_path / "generated.jsonl"
+    row = {"id": "g", "instruction": "Name a fruit.", "response": "Pear"}
+    path.write_text(json.dumps({**row, "instruction_good": True, "good": False}))
+    request = make_request(probe_generated=str(path))
+    judged = judge_gate(BAR, calibration.run(request).metrics, request.workspace, final=True)
+    assert judged.verdict is Verdict.PASS
+    for entry in judged.details["filters"]:
+        assert entry["generated"]["all"] == {"n": 1, "auc": None, "bound": None}
+        good = entry["generated"]["good_before"]["successes"]
+        assert good == (1 if entry["kind"] == "instructions" else 0)
+
+
 def test_filters_hold_for_their_few_shot_file_alone(make_request: Make, tmp_path: Path) -> None:
     """Another file, no calibration among the inputs, or no margin: refused with the way out."""
     request = make_request()

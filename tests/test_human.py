@@ -1,15 +1,18 @@
 """The human reviewer: what it lays down, and that it decides nothing."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from agent.human import ask
+import pytest
+
+from agent.human import ask, render
 from runbook.contract import Attempt, Range, ReviewRequest
+from runbook.testing import LocalAccount
 
 
-def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -> None:
-    """A person reads criteria, parameters and raw rows; control characters show as escapes."""
-    (tmp_path / "reviews" / "r").mkdir(parents=True)
-    request = ReviewRequest(
+@pytest.fixture
+def asked(tmp_path: Path) -> ReviewRequest:
+    return ReviewRequest(
         review_id="pilot-2",
         step="pilot",
         attempt=2,
@@ -40,9 +43,17 @@ def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -
         retries=2,
         summary={},
         flagged=({"raw": "red\x1b[31m\u202e"},),
+        account=LocalAccount(),
         samples=(),
     )
-    ask(request)
+
+
+def test_the_request_shows_verdict_parameters_and_escaped_rows(
+    asked: ReviewRequest, tmp_path: Path
+) -> None:
+    """A person reads criteria, parameters and raw rows; control characters show as escapes."""
+    (tmp_path / "reviews" / "r").mkdir(parents=True)
+    ask(asked)
     text = (tmp_path / "reviews" / "r" / "request.md").read_text("utf-8")
     assert "| token_limit_rate | fail | 0.9 | 100 | < 0.1 |" in text
     first = text.index("### Attempt 1: fail")
@@ -53,3 +64,14 @@ def test_the_request_shows_verdict_parameters_and_escaped_rows(tmp_path: Path) -
     assert "`max_new_tokens`: 4 to 100" in text
     assert "\\u001b[31m\\u202e" in text
     assert "\x1b" not in text
+
+
+def test_a_change_is_offered_only_where_one_is_allowed(asked: ReviewRequest) -> None:
+    """Ranges and the option stand together: with a retry and something to adjust, or not at all."""
+    texts = (
+        render(asked),
+        render(replace(asked, adjustable={})),
+        render(replace(asked, allowed=("stop", "override"))),
+    )
+    assert ["--change NAME=NUMBER" in text for text in texts] == [True, False, False]
+    assert ["## What a retry may change" in text for text in texts] == [True, False, False]

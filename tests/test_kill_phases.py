@@ -30,7 +30,7 @@ from phases.prompts import load_few_shot
 from runbook import events as ev
 from runbook import manifest
 from runbook.contract import Committed
-from runbook.executor import run_session
+from runbook.executor import Seams, run_session
 from runbook.journal import Journal, facts, read_entries
 from runbook.process import Worker
 from runbook.schema import load_plan
@@ -313,8 +313,10 @@ def execute(book: Path, root: Path, calls: str, arm: Callable[[], None] | None) 
     code = run_session(
         load_plan(book),
         place,
-        gates=lambda gate, metrics, final: judge_gate(gate, metrics, place.root, final=final),
-        reviewer=lambda _: None,
+        Seams(
+            gates=lambda gate, metrics, final: judge_gate(gate, metrics, place.root, final=final),
+            reviewer=lambda _: None,
+        ),
     )
     sys.exit(code)
 

@@ -225,8 +225,7 @@ def test_a_stop_kills_the_child_and_what_it_started(workspace: Workspace, worker
         worker,
         user(workspace, "leave_a_child"),
         on_progress=seen.append,
-        stop=lambda: bool(seen),
-        grace_s=0.2,
+        watch=lambda: 0.0 if seen else 9.0,
     )
 
     assert isinstance(outcome, Lost)

@@ -20,7 +20,7 @@ from test_kill_phases import check_metric_names, first_of_each_label
 from gates.judge import judge_gate
 from runbook import events as ev
 from runbook import manifest
-from runbook.executor import run_session
+from runbook.executor import Seams, run_session
 from runbook.journal import Journal, facts, read_entries
 from runbook.process import Worker
 from runbook.schema import load_plan
@@ -183,8 +183,10 @@ def main(book: str, root: str, *kills: str) -> int:
     return run_session(
         load_plan(Path(book)),
         place,
-        gates=lambda gate, metrics, final: judge_gate(gate, metrics, place.root, final=final),
-        reviewer=lambda _: None,
+        Seams(
+            gates=lambda gate, metrics, final: judge_gate(gate, metrics, place.root, final=final),
+            reviewer=lambda _: None,
+        ),
     )
 
 

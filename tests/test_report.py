@@ -26,7 +26,7 @@ from runbook.contract import (
     Range,
     Verdict,
 )
-from runbook.executor import run_session
+from runbook.executor import Seams, run_session
 from runbook.fingerprint import plan_document
 from runbook.journal import Entry, read_entries
 from runbook.plan import Adjustment, Plan, PlannedStep
@@ -52,7 +52,7 @@ HOSTILE = "`a`|b|<script>x</script>\n# heading\n\x1b[31mred\u202egnp"
 def execute(plan: Plan, root: Path, **seams: Any) -> SessionView:
     """Run a session without a reviewer; the view of its journal."""
     workspace = Workspace.at(root)
-    run_session(plan, workspace, gates=simple_gates, reviewer=lambda _: None, **seams)
+    run_session(plan, workspace, Seams(simple_gates, lambda _: None, **seams))
     return build_view(read_entries(workspace))
 
 

@@ -11,15 +11,30 @@ from collections.abc import Sequence
 
 import typer
 
-from runbook.cli import review_verbs, session_verbs, spec_verbs
+from runbook.cli import (
+    check_verbs,
+    review_verbs,
+    session_verbs,
+    showing,
+    spec_verbs,
+    workspace_verbs,
+)
 from runbook.cli.options import Answers, say
 from runbook.errors import ConfigError, RunbookError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.command("init")(workspace_verbs.init)
 app.command("validate")(spec_verbs.validate)
+app.command("doctor")(workspace_verbs.doctor)
 app.command("plan")(spec_verbs.show_plan)
 app.command("run")(session_verbs.run)
-app.command("status")(session_verbs.status)
+app.command("launch")(session_verbs.launch)
+app.command("status")(showing.status)
+app.command("watch")(showing.watch)
+app.command("logs")(showing.logs)
+app.command("stop")(session_verbs.stop)
+app.command("resume")(session_verbs.resume)
+app.command("verify")(check_verbs.verify)
 
 review = typer.Typer(no_args_is_help=True, help="Reviews: questions at a gate, and answers.")
 review.command("list")(review_verbs.list_reviews)

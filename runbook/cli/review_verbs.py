@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, answer, env_lines, say
-from runbook.cli.session_verbs import read_session
+from runbook.cli.showing import read_session
 from runbook.contract import Json
 from runbook.errors import ConfigError
 

@@ -1,49 +1,153 @@
-"""Verbs about a workspace's session: run, status."""
+"""Verbs that run a workspace's session: run, resume, launch, stop."""
 
+import os
+import shlex
+import subprocess
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, Spec, answer, say
-from runbook.errors import ConfigError
+from runbook.cli.showing import read_session, show
+from runbook.errors import ConfigError, LockedError
 
 if TYPE_CHECKING:
     from runbook.contract import Gate, Judgement, Metric, Reviewer
     from runbook.executor import Gates
+    from runbook.owner import Owner
     from runbook.plan import Plan
-    from runbook.report.view import SessionView
+    from runbook.takeover import Takeover
     from runbook.workspace import Workspace
+
+LAUNCH_LIMIT_S = 120.0
+_POLL_S = 0.05
+_STATE_TIMEOUT_S = 60.0
+TAKEOVERS = ("no", "yes", "if-owner-gone")
 
 
 def run(
-    spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides, as_json: AsJson = False
+    spec: Spec,
+    *,
+    workspace: Folder = WORKSPACE,
+    overrides: Overrides,
+    detach: Annotated[
+        bool, typer.Option("--detach", envvar="RUNBOOK_DETACH", help="The same as 'launch'.")
+    ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Run the session, or go on with it: the same command continues after any stop."""
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    if detach:
+        launch(spec, workspace=workspace, overrides=overrides)
+        return
+    _execute(spec, Workspace.at(workspace), overrides, as_json=as_json)
+
+
+def resume(
+    *,
+    workspace: Folder = WORKSPACE,
+    spec: Annotated[
+        Path | None,
+        typer.Option(envvar="RUNBOOK_SPEC", help="The runbook, if it was moved since the start."),
+    ] = None,
+    overrides: Overrides,
+    takeover: Annotated[
+        str,
+        typer.Option(
+            envvar="RUNBOOK_TAKEOVER",
+            help="Take the workspace from an executor that may live: no, yes, if-owner-gone "
+            "(asks the runbook's pod.state command).",
+        ),
+    ] = "no",
+    as_json: AsJson = False,
+) -> None:
+    """Go on with a workspace's session, also with one that a person stopped."""
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    place = Workspace.at(workspace)
+    view = read_session(place)
+    if not view.run_id:
+        raise ConfigError(
+            "no session was begun here",
+            where=str(place.root),
+            fix="runbook run SPEC --workspace DIR begins one",
+        )
+    _execute(
+        spec or Path(view.runbook),
+        place,
+        overrides or list(view.overrides),
+        by_person=True,
+        takeover=takeover,
+        as_json=as_json,
+    )
+
+
+def _execute(
+    spec: Path,
+    place: "Workspace",
+    overrides: Sequence[str],
+    *,
+    by_person: bool = False,
+    takeover: str = "no",
+    as_json: bool,
+) -> None:
     from rich.console import Console  # noqa: PLC0415 - start-up stays light
 
     from runbook.cli.progress import Display  # noqa: PLC0415 - start-up stays light
-    from runbook.executor import run_session  # noqa: PLC0415 - start-up stays light
+    from runbook.executor import Seams, run_session  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
-    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     plan = load_plan(spec, overrides)
-    place = Workspace.at(workspace)
     if read_session(place).outcome.state == "done":
         say("This session was done before: nothing is run again.")
     steps = tuple(step.name for step in plan.steps if step.enabled)
     with Display(steps, Console(file=sys.stderr)) as display:
-        code = run_session(
-            plan,
-            place,
+        seams = Seams(
             gates=_gates(place.root),
             reviewer=_reviewer(plan),
             dry=lambda: _dry_findings(plan),
             on_progress=display.tell,
         )
-    _show(place, as_json=as_json)
+        code = run_session(
+            plan, place, seams, by_person=by_person, takeover=_takeover(takeover, plan)
+        )
+    show(place, as_json=as_json)
     raise typer.Exit(code)
+
+
+def _takeover(asked: str, plan: "Plan") -> "Takeover | None":
+    from runbook.takeover import forced  # noqa: PLC0415 - start-up stays light
+
+    match asked:
+        case "no":
+            return None
+        case "yes":
+            return forced
+        case "if-owner-gone":
+            return lambda owner: _if_gone(owner, plan)
+        case _:
+            fix = f"use one of: {', '.join(TAKEOVERS)}"
+            raise ConfigError(f"{asked!r} is no kind of takeover", where="--takeover", fix=fix)
+
+
+def _if_gone(owner: "Owner", plan: "Plan") -> str:
+    """Raises LockedError: the owner lives, or nothing says that it does not."""
+    from runbook.pod import pod_state  # noqa: PLC0415 - start-up stays light
+
+    if owner.is_here:
+        raise LockedError(f"{owner.name} is alive", fix="'runbook stop' ends it at a batch")
+    state = pod_state(plan.pod, _STATE_TIMEOUT_S)
+    if state.is_gone:
+        return f"{owner.name} is gone: its pod's state is {state.told}"
+    raise LockedError(
+        f"{owner.name} may be alive: {state.told}",
+        fix="declare pod.state, or 'runbook resume --takeover=yes' if you know better",
+    )
 
 
 def _reviewer(plan: "Plan") -> "Reviewer":
@@ -86,39 +190,94 @@ def _dry_findings(plan: "Plan") -> list[str]:
     return [str(finding) for finding in find_violations([*home.glob("*.py"), *own], home)]
 
 
-def status(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
-    """Show where the session of a workspace stands."""
+def launch(spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides) -> None:
+    """Run the session detached; answer with one JSON record once it holds the workspace."""
+    from runbook.artifacts import make_directory  # noqa: PLC0415 - start-up stays light
+    from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
-    _show(Workspace.at(workspace), as_json=as_json)
+    load_plan(spec, overrides)
+    place = Workspace.at(workspace)
+    make_directory(place.logs)
+    log = place.log("session")
+    told = [part for override in overrides for part in ("--set", override)]
+    arguments = ["run", str(spec.resolve()), "--workspace", str(place.root), *told]
+    with log.open("ab") as out:
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-m", "runbook", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
+            env={k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_DETACH")},
+        )
+    _await_start(child, place, log)
+    options = shlex.join(["--workspace", str(place.root)])
+    answer(
+        {
+            "run_id": read_session(place).run_id,
+            "pid": child.pid,
+            "workspace": str(place.root),
+            "log": str(log),
+            "watch": f"runbook watch {options}",
+            "logs": f"runbook logs -f {options}",
+            "status": f"runbook status {options}",
+            "stop": f"runbook stop {options}",
+        }
+    )
 
 
-def read_session(place: "Workspace") -> "SessionView":
-    """What the journal tells; an empty view where no session was begun. Needs no lock.
+def _await_start(child: "subprocess.Popen[bytes]", place: "Workspace", log: Path) -> None:
+    """Until the executor holds the workspace and has said so in the journal, or has ended."""
+    from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
 
-    Raises:
-        ConfigError: the journal cannot be read.
-        CorruptError: it is not what was appended.
-    """
-    from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
-    from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
+    limit = time.monotonic() + LAUNCH_LIMIT_S
+    while time.monotonic() < limit:
+        code = child.poll()
+        if code == 0:
+            return
+        if code is not None:
+            tail = log.read_text("utf-8", "replace").splitlines()[-12:]
+            say("\n".join(["the executor ended at its start:", *tail]))
+            raise typer.Exit(code if code > 0 else 1)
+        reading = read_journal(place)
+        holder = reading.holder
+        if (
+            holder
+            and holder.pid == child.pid
+            and any(entry.epoch == reading.epochs[-1].number for entry in reading.entries)
+        ):
+            return
+        time.sleep(_POLL_S)
+    say(f"warning: the executor does not hold the workspace after {LAUNCH_LIMIT_S:g} s; see {log}")
 
-    try:
-        return build_view(read_entries(place))
-    except OSError as error:
-        raise ConfigError(
-            f"the workspace cannot be read: {error.strerror}",
-            where=str(error.filename or place.root),
-            fix="name the folder of a session with --workspace, or change its permissions",
-        ) from error
 
+def stop(
+    *,
+    workspace: Folder = WORKSPACE,
+    reason: Annotated[
+        str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")
+    ] = "no reason given",
+    as_json: AsJson = False,
+) -> None:
+    """Have the session finish its batch and end with exit 3; only 'runbook resume' goes on."""
+    from runbook.clock import SYSTEM  # noqa: PLC0415 - start-up stays light
+    from runbook.control import record_stop, request_stop  # noqa: PLC0415 - start-up stays light
+    from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
-def _show(place: "Workspace", *, as_json: bool) -> None:
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
-    from runbook.report.status import render_status  # noqa: PLC0415 - start-up stays light
-
+    place = Workspace.at(workspace)
     view = read_session(place)
-    if as_json:
-        answer({"workspace": str(place.root), **encode(view)})
+    if not view.run_id or view.outcome.state == "done":
+        told = "it is done" if view.run_id else "no session was begun here"
+        raise ConfigError(f"there is nothing to stop: {told}", where=str(place.root))
+    holder = read_journal(place).holder
+    if holder and not (holder.is_here and not holder.is_alive_here):
+        request_stop(place, reason, SYSTEM)
+        told = f"asked {holder.name}; it ends after the batch at hand"
     else:
-        say(render_status(view, place.root))
+        record_stop(place, reason)
+        told = "no executor is at work; the stop is on record"
+    say(f"{told}. To go on: {shlex.join(['runbook', 'resume', '--workspace', str(place.root)])}")
+    if as_json:
+        answer({"workspace": str(place.root), "told": told})

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook.errors import ConfigError
-from runbook.report import evaluation
+from runbook.report import evaluation, spending
 from runbook.report import figures as f
 from runbook.report.session import ReviewView, SessionView, StepView
 from runbook.state import Status
@@ -25,6 +25,7 @@ _CAUSES = {
     "sentinel": "a sentinel tripped",
     "error": "an error",
     "budget": "the budget is spent",
+    "stop requested": "a person asked for it",
     "paused": "paused, nothing is wrong",
     "no progress": "a step was interrupted again and again",
     "missing manifest": "an input is missing or was changed",
@@ -35,7 +36,9 @@ HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
 _FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
 """Stops after which the same command only stops again."""
-_CURABLE = frozenset({"error", "budget", "paused", "no progress", "missing manifest", "dry"})
+_CURABLE = frozenset(
+    {"error", "budget", "paused", "stop requested", "no progress", "missing manifest", "dry"}
+)
 """Stops after which the same command goes on where it was."""
 
 
@@ -161,8 +164,11 @@ def safe(view: SessionView) -> str:
 
 
 def cost(view: SessionView) -> str:
-    """Time and tokens."""
-    return f"{f.duration(view.seconds)} of work, {f.counted(view.tokens, 'token')}."
+    """Time and tokens, and what was spent of each limit."""
+    told = [f"{f.duration(view.seconds)} of work", f.counted(view.tokens, "token")]
+    limits = spending.lines(view.spent, view.limits)
+    spent = f" Spent, with what is reserved: {'; '.join(limits)}." if limits else ""
+    return f"{', '.join(told)}.{spent}"
 
 
 def main_file(step: StepView) -> str:
@@ -208,22 +214,33 @@ def _next_steps(view: SessionView, root: Path) -> Iterator[NextStep]:
         yield NextStep("The decision is on record; the same command acts on it:", run)
     elif now.decided or now.reason in _FINAL:
         yield from _after_the_end(view, root)
-    elif now.reason == "budget":
-        told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
-        yield NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
-    elif now.reason == "error" and now.exit_code == ConfigError.code:
-        told = (
-            f"Read {_log(view)} and mend the cause. Where that changes the runbook or a file it "
-            "names, begin in a new workspace; else the same command goes on:"
-        )
-        yield NextStep(told, run)
-    elif now.reason in ("error", "no progress"):
-        told = f"Read {_log(view)} and mend the cause; the same command then goes on:"
-        yield NextStep(told, run)
-    elif now.reason == "missing manifest":
-        yield NextStep("Restore what is named above; the same command then goes on:", run)
     else:
-        yield NextStep("The same command goes on:", run)
+        yield _again(view, root)
+
+
+def _again(view: SessionView, root: Path) -> NextStep:
+    """After a stop whose cause the same command, or one like it, gets over."""
+    now, run = view.outcome, view.command(root)
+    match now.reason:
+        case "budget":
+            told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
+            return NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
+        case "stop requested":
+            resume = shlex.join(["runbook", "resume", "--workspace", str(root)])
+            return NextStep("It waits for a person, who goes on with:", resume)
+        case "error" if now.exit_code == ConfigError.code:
+            told = (
+                f"Read {_log(view)} and mend the cause. Where that changes the runbook or a file "
+                "it names, begin in a new workspace; else the same command goes on:"
+            )
+            return NextStep(told, run)
+        case "error" | "no progress":
+            told = f"Read {_log(view)} and mend the cause; the same command then goes on:"
+            return NextStep(told, run)
+        case "missing manifest":
+            return NextStep("Restore what is named above; the same command then goes on:", run)
+        case _:
+            return NextStep("The same command goes on:", run)
 
 
 def _decide(view: SessionView, review: ReviewView, root: Path) -> Iterator[NextStep]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from runbook import events as ev
+from runbook.budget import Limits, Spent
 from runbook.contract import Artifact, Json, Metric
 from runbook.report.figures import mapping
 from runbook.state import ALLOWED, Status
@@ -154,7 +155,11 @@ class SessionView:
     updated: str = ""
     """Wall time of the newest line, UTC."""
     seconds: float = 0.0
-    """Wall time in which an executor was at work."""
+    """Time in which an executor was at work."""
+    spent: Spent = field(default_factory=Spent)
+    """With what is reserved."""
+    limits: Limits = field(default_factory=Limits)
+    """As the newest start of an executor declared them."""
     outcome: Outcome = Outcome()
     steps: tuple[StepView, ...] = ()
     """In the plan's order."""

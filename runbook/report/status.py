@@ -1,7 +1,9 @@
 """A session on one screen of a terminal: how it stands, a line for each step, what to do next."""
 
+import textwrap
 from pathlib import Path
 
+from runbook.control import Heartbeat
 from runbook.report import figures as f
 from runbook.report import outcome
 from runbook.report.safe_text import columns, one_line
@@ -19,20 +21,27 @@ _MARKS = {
     Status.PENDING: ".",
 }
 
+SILENT_S = 60.0
+"""A heartbeat comes every five seconds; one as old as this is told as a warning."""
 
-def render_status(view: SessionView, root: Path) -> str:
+
+def render_status(
+    view: SessionView, root: Path, beat: Heartbeat | None = None, now: float = 0.0
+) -> str:
     """The screen, without a newline at its end.
 
     Args:
         view: the session.
         root: the workspace, for paths and commands.
+        beat: the executor's last sign of life.
+        now: seconds since the epoch, to tell how old it is.
     """
     if view.outcome.state == "none":
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
     lines = [f"{one_line(view.name)}: {one_line(outcome.title(view))}"]
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
-    lines += [*_batches(view), f"  {outcome.cost(view)}"]
+    lines += [*_batches(view), *_alive(beat, now), *_cost(view)]
     found = [(label, str(root / path)) for label, path in outcome.reading(view)]
     if found:
         lines += ["", "Read:", *columns(found)]
@@ -46,6 +55,22 @@ def _row(step: StepView) -> tuple[str, ...]:
     time = f.duration(step.seconds) if step.seconds else ""
     word = outcome.word(step)
     return (_MARKS[step.status], step.phase, step.name, word, attempt, time)
+
+
+def _alive(beat: Heartbeat | None, now: float) -> list[str]:
+    """How old the executor's last sign of life is, and what the step told last."""
+    if beat is None:
+        return []
+    told = ", ".join(f"{name} {value}" for name, value in beat.progress.items() if name != "step")
+    age = beat.age_s(now)
+    silent = "; it may hang, or be gone" if age > SILENT_S else ""
+    lines = [f"  progress: {one_line(told)}"] if told else []
+    return [*lines, f"  heartbeat of process {beat.pid}: {f.duration(age)} ago{silent}"]
+
+
+def _cost(view: SessionView) -> list[str]:
+    told = outcome.cost(view)
+    return textwrap.wrap(told, 98, initial_indent="  ", subsequent_indent="  ")
 
 
 def _batches(view: SessionView) -> list[str]:

@@ -8,8 +8,10 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
+from runbook import budget
 from runbook import events as ev
 from runbook.artifacts import canonical_json
+from runbook.budget import Limits
 from runbook.contract import Json
 from runbook.journal import Entry, seconds_spent
 from runbook.params import all_params
@@ -53,6 +55,7 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
     if session is None:
         return SessionView()
     plan = mapping(session.plan)
+    limits = [session.limits, *(fact.limits for fact in _all(known, ev.SessionResumed))]
     sampled = [f for f in _all(known, ev.StepFinished) if f.samples]
     return SessionView(
         run_id=session.run_id,
@@ -65,6 +68,8 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         began=entries[0].wall,
         updated=entries[-1].wall,
         seconds=seconds_spent(entries),
+        spent=budget.spent(known),
+        limits=Limits.of(limits[-1]),
         outcome=_outcome(known),
         steps=_steps(plan, known),
         samples=sampled[-1].samples if sampled else (),

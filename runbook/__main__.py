@@ -1,0 +1,5 @@
+"""``python -m runbook``: the command line."""
+
+from runbook.cli import main
+
+main()

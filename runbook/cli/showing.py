@@ -1,0 +1,186 @@
+"""Verbs that show a workspace's session and change nothing: status, watch, logs."""
+
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
+from runbook.errors import ConfigError
+
+if TYPE_CHECKING:
+    from runbook.report.session import SessionView
+    from runbook.workspace import Workspace
+
+_CHUNK = 1 << 16
+_TAIL = 1 << 16
+
+
+def status(
+    *,
+    workspace: Folder = WORKSPACE,
+    verify_pod: Annotated[
+        bool,
+        typer.Option(
+            "--verify-pod",
+            envvar="RUNBOOK_VERIFY_POD",
+            help="Ask the runbook's pod.state command whether the pod still costs money.",
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show where the session of a workspace stands."""
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    place = Workspace.at(workspace)
+    show(place, as_json=as_json)
+    if verify_pod:
+        _verify_pod(read_session(place), as_json=as_json)
+
+
+def _verify_pod(view: "SessionView", *, as_json: bool) -> None:
+    from runbook.pod import pod_state  # noqa: PLC0415 - start-up stays light
+    from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
+
+    if not view.runbook:
+        raise ConfigError("no session was begun here, so no pod is declared", where="--verify-pod")
+    state = pod_state(load_plan(Path(view.runbook), view.overrides).pod, 60.0)
+    verdict = "verified: it is stopped" if state.is_gone else "NOT verified as stopped"
+    say(f"Pod: {verdict}; {state.told}")
+    if as_json:
+        answer({"pod": state.told, "stopped": state.is_gone})
+    if not state.is_gone:
+        raise typer.Exit(1)
+
+
+def watch(
+    *,
+    workspace: Folder = WORKSPACE,
+    every: Annotated[
+        float, typer.Option(envvar="RUNBOOK_EVERY", min=0.2, help="Seconds between two looks.")
+    ] = 2.0,
+) -> None:
+    """Show the status again and again until the session ends; exit with its code."""
+    from rich.console import Console  # noqa: PLC0415 - start-up stays light
+    from rich.live import Live  # noqa: PLC0415 - start-up stays light
+    from rich.text import Text  # noqa: PLC0415 - start-up stays light
+
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    place = Workspace.at(workspace)
+    console = Console(file=sys.stderr)
+    view = read_session(place)
+    if console.is_terminal:
+        with Live(console=console, auto_refresh=False, transient=True) as live:
+            while view.outcome.state == "running":
+                live.update(Text(_screen(view, place)), refresh=True)
+                time.sleep(every)
+                view = read_session(place)
+    else:
+        before = ""
+        while view.outcome.state == "running":
+            now = _screen(view, place).split("\n", 1)[-1]
+            if now != before:
+                say(now)
+            before = now
+            time.sleep(every)
+            view = read_session(place)
+    say(_screen(view, place))
+    raise typer.Exit(view.outcome.exit_code)
+
+
+def logs(
+    *,
+    workspace: Folder = WORKSPACE,
+    step: Annotated[
+        str, typer.Option(envvar="RUNBOOK_STEP", help="That step's log; else the newest.")
+    ] = "",
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", envvar="RUNBOOK_FOLLOW", help="Go on as it grows.")
+    ] = False,
+) -> None:
+    """Print the end of a log of the session on stdout; -f goes on until the session ends."""
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    place = Workspace.at(workspace)
+    path = _log(place, step)
+    offset = max(0, path.stat().st_size - _TAIL)
+    offset = _print_from(path, offset)
+    while follow and read_session(place).outcome.state == "running":
+        time.sleep(0.5)
+        newest = _log(place, step)
+        if newest != path:
+            say(f"==> {newest}")
+            path, offset = newest, 0
+        offset = _print_from(path, offset)
+    _print_from(path, offset)
+
+
+def _log(place: "Workspace", step: str) -> Path:
+    """Raises ConfigError where there is no such log."""
+    if step:
+        path = place.log(step)
+        found = [path] if path.parent == place.logs and path.is_file() else []
+    else:
+        found = sorted(place.logs.glob("*.log"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        there = ", ".join(p.stem for p in place.logs.glob("*.log")) or "there is none yet"
+        raise ConfigError("no such log", where=str(place.logs), fix=f"logs: {there}")
+    return found[-1]
+
+
+def _print_from(path: Path, offset: int) -> int:
+    """What stands behind the offset, made harmless for a terminal; the new offset."""
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
+
+    with path.open("rb") as file:
+        file.seek(offset)
+        data = file.read()
+    whole = data[: data.rfind(b"\n") + 1]
+    for line in whole.decode("utf-8", "replace").splitlines():
+        sys.stdout.write(f"{one_line(line, longest=4000)}\n")
+    sys.stdout.flush()
+    return offset + len(whole)
+
+
+def read_session(place: "Workspace") -> "SessionView":
+    """What the journal tells; an empty view where no session was begun. Needs no lock.
+
+    Raises:
+        ConfigError: the journal cannot be read.
+        CorruptError: it is not what was appended.
+    """
+    from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
+    from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
+
+    try:
+        return build_view(read_entries(place))
+    except OSError as error:
+        raise ConfigError(
+            f"the workspace cannot be read: {error.strerror}",
+            where=str(error.filename or place.root),
+            fix="name the folder of a session with --workspace, or change its permissions",
+        ) from error
+
+
+def show(place: "Workspace", *, as_json: bool) -> None:
+    """The session on one screen, or as one JSON object."""
+    from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
+    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+
+    view = read_session(place)
+    if as_json:
+        beat = encode(read_heartbeat(place)) if view.outcome.state == "running" else None
+        answer({"workspace": str(place.root), **encode(view), "heartbeat": beat})
+    else:
+        say(_screen(view, place))
+
+
+def _screen(view: "SessionView", place: "Workspace") -> str:
+    from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
+    from runbook.report.status import render_status  # noqa: PLC0415 - start-up stays light
+
+    beat = read_heartbeat(place) if view.outcome.state == "running" else None
+    return render_status(view, place.root, beat, time.time())

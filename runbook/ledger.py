@@ -1,0 +1,133 @@
+"""What an executor spends, on record before it is spent: leases of time, requests to reviewers.
+
+The arithmetic is ``runbook.budget``'s; this keeps the clock and writes the facts.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from runbook import budget
+from runbook import events as ev
+from runbook.budget import LEASE_S, Limits
+from runbook.clock import Clock
+
+
+class Ledger:
+    def __init__(
+        self,
+        limits: Limits,
+        clock: Clock,
+        facts: Callable[[], Sequence[ev.Event]],
+        append: Callable[[ev.Event], None],
+        *,
+        request_usd: float = 0.0,
+        unknown_requests: int = 1,
+    ) -> None:
+        """``append`` makes a fact durable; ``facts`` gives all so far.
+
+        Args:
+            limits: the runbook's.
+            clock: only its monotonic time is used.
+            facts: all so far.
+            append: makes a fact durable.
+            request_usd: what one request to the reviewer may cost at worst.
+            unknown_requests: how many more are sent after one whose end is unknown.
+        """
+        self.limits = limits
+        self._clock = clock
+        self._facts = facts
+        self._append = append
+        self._request_usd = request_usd
+        self._unknown_requests = unknown_requests
+        self._began = clock.monotonic()
+        self._leased_until = self._began
+        self._final = False
+        self._terminal = False
+        self._before = budget.spent(facts())
+        """Of earlier executors."""
+
+    def lease(self, *, terminal: bool = False) -> bool:
+        """Keep a slice of time reserved ahead; whether there is any left to work in.
+
+        Args:
+            terminal: the work at hand may draw on the reserve.
+        """
+        if terminal != self._terminal:
+            self._terminal, self._final = terminal, False
+        now = self._clock.monotonic()
+        if self._final or self._leased_until - now > LEASE_S / 2:
+            return now < self._leased_until
+        used = now - self._began
+        ahead = min(LEASE_S, self.seconds_left(terminal=terminal))
+        if ahead <= 0:
+            return False
+        self._append(ev.TimeLeased(used, ahead))
+        self._leased_until = now + ahead
+        self._final = ahead < LEASE_S
+        return True
+
+    def seconds_left(self, *, terminal: bool) -> float:
+        """What may still be worked from now on; infinite where nothing limits it."""
+        used = self._clock.monotonic() - self._began
+        now = replace(self._spent(), seconds=self._before.seconds + used)
+        return budget.seconds_left(self.limits, now, terminal=terminal)
+
+    def exhausted(self, *, terminal: bool) -> str:
+        """Which limit is reached, in words."""
+        used = self._clock.monotonic() - self._began
+        now = replace(self._spent(), seconds=self._before.seconds + used)
+        return budget.exhausted(self.limits, now, terminal=terminal)
+
+    @property
+    def deadline(self) -> float:
+        """The monotonic time at which work must have ended; infinite while more can be leased."""
+        return self._leased_until if self._final else math.inf
+
+    def settle(self) -> None:
+        """Give back what is left of the lease."""
+        self._append(ev.TimeLeased(self._clock.monotonic() - self._began, 0.0))
+
+    def account(self, review_id: str) -> "ReviewAccount":
+        return ReviewAccount(self, review_id)
+
+    def reserve(self, review_id: str, key: str) -> str:
+        """See ``runbook.contract.Account``."""
+        sent, settled = self._requests(key)
+        unknown = sent - settled
+        if unknown > self._unknown_requests:
+            times = "once" if unknown == 1 else f"{unknown} times"
+            return f"it was asked {times} and no end of that is known; decide yourself"
+        left = budget.review_left(self.limits, self._spent())
+        if self._request_usd > left:
+            what = f"one request may cost ${self._request_usd:.2f}"
+            return f"{what}, and ${max(0.0, left):.2f} may still be spent; decide yourself"
+        self._append(ev.RequestSent(review_id, key, sent + 1, self._request_usd))
+        return ""
+
+    def settle_request(self, review_id: str, key: str) -> None:
+        sent, _ = self._requests(key)
+        self._append(ev.RequestSettled(review_id, key, sent, self._request_usd))
+
+    def _spent(self) -> budget.Spent:
+        return budget.spent(self._facts())
+
+    def _requests(self, key: str) -> tuple[int, int]:
+        known = self._facts()
+        sent = [f for f in known if isinstance(f, ev.RequestSent) and f.key == key]
+        settled = [f for f in known if isinstance(f, ev.RequestSettled) and f.key == key]
+        return len(sent), len(settled)
+
+
+class ReviewAccount:
+    """What one review's requests are paid from."""
+
+    def __init__(self, ledger: Ledger, review_id: str) -> None:
+        self._ledger = ledger
+        self._review_id = review_id
+
+    def reserve(self, key: str) -> str:
+        return self._ledger.reserve(self._review_id, key)
+
+    def settle(self, key: str) -> None:
+        self._ledger.settle_request(self._review_id, key)

@@ -1,0 +1,96 @@
+"""Why an executor must stop, and how soon: a signal, a person's wish, the budget.
+
+Asked at every tick while a child works, and between the executor's own acts.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+
+from runbook.clock import Clock
+from runbook.contract import Json
+from runbook.control import STOP_REQUESTED, Pulse
+from runbook.errors import BudgetError, NeedsPersonError, PausedError
+from runbook.ledger import Ledger
+
+GRACE_S = 3.0
+"""What a child has to reach its next commit once the executor was sent a signal."""
+
+
+class Halt(Exception):  # noqa: N818 - a stop is not an error
+    """A stop whose cause is not in the journal: a signal, the clock, the disk."""
+
+    def __init__(self, reason: str, exit_code: int, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.exit_code = exit_code
+        self.detail = detail
+
+
+class Supervisor:
+    def __init__(
+        self, clock: Clock, signal: Callable[[], str], pulse: Pulse, ledger: Ledger
+    ) -> None:
+        """``signal`` names the signal that the executor was sent, or ''."""
+        self._clock = clock
+        self._signal = signal
+        self._pulse = pulse
+        self._ledger = ledger
+        self._terminal = False
+        self._signalled: float | None = None
+
+    def begin(self, *, terminal: bool) -> None:
+        """The step at hand may, or may not, draw on the budget's reserve. Raises Halt."""
+        self._terminal = terminal
+        self._check_budget()
+
+    def tell(self, fields: Mapping[str, Json]) -> None:
+        """What the heartbeat shows of the step at hand."""
+        self._pulse.progress = fields
+
+    def reason(self) -> str:
+        """Why the session is to end now, or ''."""
+        self._tick()
+        if signal := self._signal():
+            return signal
+        if wish := self._pulse.wish():
+            return f"a person asked for it: {wish}"
+        return ""
+
+    def watch(self) -> float:
+        """Seconds that a child still has; infinite while nothing hurries it."""
+        self._tick()
+        now = self._clock.monotonic()
+        left = self._ledger.deadline - now
+        if self._signal():
+            self._signalled = now if self._signalled is None else self._signalled
+            left = min(left, self._signalled + GRACE_S - now)
+        return left
+
+    def pause(self, took_s: float) -> bool:
+        """Whether to pause at this commit: the next batch, as long as this one, may not end."""
+        return bool(self.reason()) or self._ledger.deadline - self._clock.monotonic() < took_s
+
+    def check(self) -> None:
+        """Raises Halt where the session is to end now."""
+        if signal := self._signal():
+            raise Halt("paused", PausedError.code, f"{signal}; the same command goes on")
+        if self._pulse.wish():
+            raise Halt(STOP_REQUESTED, NeedsPersonError.code, self.reason())
+        self._tick()
+
+    def check_pause(self, step: str) -> None:
+        """A step paused though no signal was sent. Raises Halt with the cause."""
+        if math.isfinite(self._ledger.deadline):
+            raise self._spent()
+        raise Halt("paused", PausedError.code, f"{step} paused itself")
+
+    def _check_budget(self) -> None:
+        if not self._ledger.lease(terminal=self._terminal):
+            raise self._spent()
+
+    def _spent(self) -> Halt:
+        return Halt("budget", BudgetError.code, self._ledger.exhausted(terminal=self._terminal))
+
+    def _tick(self) -> None:
+        self._pulse.beat()
+        self._ledger.lease(terminal=self._terminal)

@@ -1,0 +1,1 @@
+"""Faults of disks and volumes, injected from outside: run by ``make test-chaos`` only."""
