@@ -26,8 +26,12 @@ MAX_LINE: Final = 1 << 20
 Row = TypeVar("Row", bound=BaseModel)
 
 
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
+def read_lines(path: Path, max_file: int = MAX_FILE) -> Iterator[tuple[int, str]]:
     """Each line with its number, from 1; without its end, and without a byte order mark.
+
+    Args:
+        path: the file.
+        max_file: bytes that it may have.
 
     Raises:
         ConfigError: names the file or file:line.
@@ -36,7 +40,7 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
         # A pipe must not be waited for.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(fd, "rb") as file:
-            _check_file(path, os.fstat(fd))
+            _check_file(path, os.fstat(fd), max_file)
             yield from _decoded(path, file)
     except (OSError, ValueError) as error:
         said = error.strerror if isinstance(error, OSError) else error
@@ -66,12 +70,12 @@ def parse_row(model: type[Row], line: str) -> Row:
     return row
 
 
-def _check_file(path: Path, found: os.stat_result) -> None:
+def _check_file(path: Path, found: os.stat_result, max_file: int) -> None:
     if not stat.S_ISREG(found.st_mode):
         what = "not readable as UTF-8 text (it is no regular file)"
         raise ConfigError(what, where=str(path), fix="name a file on disk, not a folder or a pipe")
-    if found.st_size > MAX_FILE:
-        what = f"the file has {found.st_size} bytes, more than {MAX_FILE}"
+    if found.st_size > max_file:
+        what = f"the file has {found.st_size} bytes, more than {max_file}"
         raise ConfigError(what, where=str(path), fix="take a sample of it")
 
 

@@ -26,11 +26,13 @@ from runbook.contract import (
     Reviewer,
 )
 from runbook.control import STOP_REQUESTED, Pulse, withdraw_stop
-from runbook.errors import NeedsPersonError, RunbookError, SentinelError
+from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
 from runbook.journal import Entry, Journal, batches, facts, read_entries
 from runbook.ledger import Ledger
+from runbook.metering import Metering
 from runbook.plan import Plan, PlannedStep
+from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
 from runbook.projection import Projector
 from runbook.review import make_request
@@ -100,8 +102,9 @@ def run_session(
             where=str(workspace.root),
             fix=f"runbook resume --workspace {shlex.quote(str(workspace.root))}",
         )
+    check_machine(plan.preflight, workspace.root, resumed=state.session is not None)
     if state.session is None:
-        check_machine(plan.preflight, workspace.root)
+        check_plan(plan, workspace)
     with open_journal(workspace, seams.clock, takeover=takeover) as journal, signals() as signal:
         end_orphans(workspace.root)
         artifacts.settle(workspace.root)
@@ -149,7 +152,8 @@ class _Session:
             unknown_requests=budget.get("unknown_requests", 1),
         )
         pulse = Pulse(workspace, seams.clock)
-        self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger)
+        self.metering = Metering(plan, workspace, self.ledger, seams.clock)
+        self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger, self.metering)
         self.projector = Projector(plan, workspace, journal, self.known)
         self.runner = StepRunner(
             plan,
@@ -178,6 +182,8 @@ class _Session:
             return self.state.done.exit_code
         try:
             self._open()
+            assert self.state.session is not None
+            self.metering.start(self.state.session.run_id)
             while (code := self._advance()) is None:
                 pass
         except Halt as halt:
@@ -242,6 +248,7 @@ class _Session:
                 self.ledger.settle()
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
                 self.projector.session(self.state)
+                self._end_meter("the session is done", stop_pod=True)
                 return exit_code
         return None
 
@@ -260,7 +267,14 @@ class _Session:
         with suppress(OSError, RunbookError):
             # A disk too full for the report must not hide the cause; the next run writes it.
             self.projector.session(self.state)
+            self._end_meter(f"{reason}: {detail}", stop_pod=exit_code != PausedError.code)
         return exit_code
+
+    def _end_meter(self, why: str, *, stop_pod: bool) -> None:
+        """Last of all, since the machine may go with it: the report stands already."""
+        if stopped := self.metering.end(why, stop_pod=stop_pod):
+            self.append(stopped)
+            self.projector.session(self.state)
 
     def _settle(self) -> None:
         """Pay what an earlier act, perhaps of a killed process, still owes."""

@@ -11,6 +11,7 @@ from runbook.contract import Json
 from runbook.control import STOP_REQUESTED, Pulse
 from runbook.errors import BudgetError, NeedsPersonError, PausedError
 from runbook.ledger import Ledger
+from runbook.metering import Metering
 
 GRACE_S = 3.0
 """What a child has to reach its next commit once the executor was sent a signal."""
@@ -28,13 +29,19 @@ class Halt(Exception):  # noqa: N818 - a stop is not an error
 
 class Supervisor:
     def __init__(
-        self, clock: Clock, signal: Callable[[], str], pulse: Pulse, ledger: Ledger
+        self,
+        clock: Clock,
+        signal: Callable[[], str],
+        pulse: Pulse,
+        ledger: Ledger,
+        metering: Metering,
     ) -> None:
         """``signal`` names the signal that the executor was sent, or ''."""
         self._clock = clock
         self._signal = signal
         self._pulse = pulse
         self._ledger = ledger
+        self._metering = metering
         self._terminal = False
         self._signalled: float | None = None
 
@@ -72,6 +79,8 @@ class Supervisor:
 
     def check(self) -> None:
         """Raises Halt where the session is to end now."""
+        if limit := self._metering.limit_reached():
+            raise Halt("budget", BudgetError.code, f"the meter asked for it: {limit}")
         if signal := self._signal():
             raise Halt("paused", PausedError.code, f"{signal}; the same command goes on")
         if self._pulse.wish():
@@ -93,4 +102,5 @@ class Supervisor:
 
     def _tick(self) -> None:
         self._pulse.beat()
+        self._metering.tick()
         self._ledger.lease(terminal=self._terminal)

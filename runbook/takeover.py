@@ -41,17 +41,18 @@ def open_journal(
         CorruptError: the journal is not what was appended.
         NeedsPersonError: the volume is full or failing.
     """
-    lock = _acquire(workspace, takeover)
+    lock, asked = _acquire(workspace, takeover)
     try:
         reading = read_journal(workspace)
-        why = _succession(workspace, reading, takeover)
+        why = asked or _succession(workspace, reading, takeover)
         with Journal(workspace, clock, why=why, reading=reading) as journal:
             yield journal
     finally:
         lock.release()
 
 
-def _acquire(workspace: Workspace, takeover: Takeover | None) -> "BaseFileLock":
+def _acquire(workspace: Workspace, takeover: Takeover | None) -> "tuple[BaseFileLock, str]":
+    """The lock, and why it was taken from its holder; empty where nobody held it."""
     from filelock import FileLock, Timeout  # noqa: PLC0415 - reading takes no lock
 
     lock = FileLock(workspace.lock_file)
@@ -61,9 +62,9 @@ def _acquire(workspace: Workspace, takeover: Takeover | None) -> "BaseFileLock":
         holder = read_journal(workspace).holder
         if takeover is None or holder is None:
             raise _held(workspace, holder) from None
-        takeover(holder)
+        why = takeover(holder)
     else:
-        return lock
+        return lock, ""
     if holder.is_here:
         holder.end(_PATIENCE_S)
     try:
@@ -72,7 +73,7 @@ def _acquire(workspace: Workspace, takeover: Takeover | None) -> "BaseFileLock":
         # Held on another machine, by one that was found gone or is to be superseded.
         workspace.lock_file.unlink(missing_ok=True)
         lock.acquire(timeout=0)
-    return lock
+    return lock, why
 
 
 def _succession(workspace: Workspace, reading: Reading, takeover: Takeover | None) -> str:
@@ -95,6 +96,6 @@ def _held(workspace: Workspace, holder: Owner | None) -> LockedError:
     if holder is None or holder.is_here:
         fix = "wait for it or stop it ('runbook stop'); 'runbook status' reads without the lock"
     else:
-        fix = "if that machine is gone: 'runbook resume --takeover'; else use it there"
+        fix = "if that machine is gone: 'runbook resume --takeover=yes'; else use it there"
     who = holder.name if holder else "another process"
     return LockedError(f"{who} holds the workspace", where=str(workspace.root), fix=fix)

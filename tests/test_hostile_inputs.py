@@ -22,7 +22,8 @@ from phases.jsonl import MAX_FILE, MAX_LINE, read_lines
 from phases.probes import ProbeInstruction, load_probes
 from phases.snapshot import check_adapter, check_snapshot
 from runbook import yaml_source
-from runbook.contract import PhaseRequest
+from runbook.artifacts import complete_directory, sha256_file
+from runbook.contract import Committed, PhaseRequest
 from runbook.errors import ConfigError
 from runbook.schema import load_plan
 from runbook.testing import LocalChannel
@@ -43,7 +44,7 @@ HOSTILE = (
 MARKUP = re.compile(
     r"<script|<img|<td|</t|(?<!\\)\]\(http|!\[pixel\]\(|^```|^# heading", re.MULTILINE
 )
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(180)
 
 
 @pytest.fixture
@@ -626,6 +627,31 @@ def test_loading_runs_no_code_of_the_checkpoint(tmp_path: Path) -> None:
     assert told[0] == "the adapter has no weights"
     assert told[1].startswith("the model cannot be loaded")
     assert not owned.exists()
+
+
+def test_a_checkpoint_is_what_was_committed(tmp_path: Path) -> None:
+    """One that was changed with its own list of hashes, or got a file more, is not gone on from."""
+    from phases.checkpoints import newest_checkpoint  # noqa: PLC0415 - torch is slow to import
+
+    asked = request(tmp_path, {})
+    folder = asked.work / "checkpoint-5"
+
+    def save() -> str:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"weights")
+        complete_directory(folder)
+        return sha256_file(folder / "COMPLETE.json")
+
+    relative = f"{folder.relative_to(asked.workspace)}/COMPLETE.json"
+    asked.channel.commit(Committed(folder.name, relative, save(), 5))
+    assert newest_checkpoint(asked) == folder
+    (folder / "adapter_model.safetensors").write_bytes(b"others!")
+    complete_directory(folder)
+    assert newest_checkpoint(asked) is None
+    save()
+    (folder / "optimizer.pt").write_bytes(pickle.dumps(Bomb(tmp_path / "owned")))
+    assert newest_checkpoint(asked) is None
+    assert not folder.exists()
 
 
 # What a step and a reviewer say

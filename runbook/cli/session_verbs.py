@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -202,21 +201,13 @@ def launch(spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides) -
     log = place.log("session")
     told = [part for override in overrides for part in ("--set", override)]
     arguments = ["run", str(spec.resolve()), "--workspace", str(place.root), *told]
-    with log.open("ab") as out:
-        child = subprocess.Popen(
-            [sys.executable, "-P", "-m", "runbook", *arguments],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-            env={k: v for k, v in os.environ.items() if not k.startswith("RUNBOOK_DETACH")},
-        )
-    _await_start(child, place, log)
+    pid = _spawn([sys.executable, "-P", "-m", "runbook", *arguments], log)
+    _await_start(pid, place, log)
     options = shlex.join(["--workspace", str(place.root)])
     answer(
         {
             "run_id": read_session(place).run_id,
-            "pid": child.pid,
+            "pid": pid,
             "workspace": str(place.root),
             "log": str(log),
             "watch": f"runbook watch {options}",
@@ -227,16 +218,29 @@ def launch(spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides) -
     )
 
 
-def _await_start(child: "subprocess.Popen[bytes]", place: "Workspace", log: Path) -> None:
+def _spawn(command: list[str], log: Path) -> int:
+    """Start a process of its own session, with no terminal, that prints into the log."""
+    environment = {k: v for k, v in os.environ.items() if k != "RUNBOOK_DETACH"}
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    files = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+    ]
+    return os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
+
+
+def _await_start(pid: int, place: "Workspace", log: Path) -> None:
     """Until the executor holds the workspace and has said so in the journal, or has ended."""
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
 
     limit = time.monotonic() + LAUNCH_LIMIT_S
     while time.monotonic() < limit:
-        code = child.poll()
-        if code == 0:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        code = os.waitstatus_to_exitcode(status)
+        if ended and code == 0:
             return
-        if code is not None:
+        if ended:
             tail = log.read_text("utf-8", "replace").splitlines()[-12:]
             say("\n".join(["the executor ended at its start:", *tail]))
             raise typer.Exit(code if code > 0 else 1)
@@ -244,7 +248,7 @@ def _await_start(child: "subprocess.Popen[bytes]", place: "Workspace", log: Path
         holder = reading.holder
         if (
             holder
-            and holder.pid == child.pid
+            and holder.pid == pid
             and any(entry.epoch == reading.epochs[-1].number for entry in reading.entries)
         ):
             return

@@ -86,7 +86,19 @@ def sentences(view: SessionView) -> list[str]:
             told.append(f"{step.name} did not pass, and {who} overrode it: {step.override.reason}")
     if now.state == "done":
         told.append(_gates(view))
-    return told
+    return [*told, *_pod(view)]
+
+
+def _pod(view: SessionView) -> list[str]:
+    """What was seen of the pod's end. Only another machine can verify it."""
+    stop = view.pod_stop
+    if stop is None or view.outcome.state == "running":
+        return []
+    told = f"Pod: stop requested at {f.moment(stop.requested_at)}, "
+    told += f"last state {stop.state}" if stop.state else "its state was not asked or not told"
+    if stop.rc != 0:
+        told += f"; the command {'did not end' if stop.rc is None else f'exited with {stop.rc}'}"
+    return [f"{told}. 'runbook status --verify-pod' elsewhere asks again."]
 
 
 def _running(view: SessionView) -> str:

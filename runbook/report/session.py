@@ -161,6 +161,8 @@ class SessionView:
     limits: Limits = field(default_factory=Limits)
     """As the newest start of an executor declared them."""
     outcome: Outcome = Outcome()
+    pod_stop: ev.PodStopRequested | None = None
+    """The newest wish to stop the pod."""
     steps: tuple[StepView, ...] = ()
     """In the plan's order."""
     samples: tuple[Mapping[str, Json], ...] = ()

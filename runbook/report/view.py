@@ -71,6 +71,7 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         spent=budget.spent(known),
         limits=Limits.of(limits[-1]),
         outcome=_outcome(known),
+        pod_stop=next(iter(reversed(_all(known, ev.PodStopRequested))), None),
         steps=_steps(plan, known),
         samples=sampled[-1].samples if sampled else (),
         samples_of=sampled[-1].step if sampled else "",

@@ -1,0 +1,132 @@
+"""The executor's dealings with the meter process: when there is one, what it holds, its end.
+
+The meter itself (``runbook.meter``) lives on when the executor hangs or is killed. There is one
+where the runbook sets a limit or says how the pod is stopped.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from runbook import events as ev
+from runbook.clock import Clock
+from runbook.contract import Json
+from runbook.errors import ConfigError
+from runbook.ledger import Ledger
+from runbook.params import expand
+from runbook.plan import Plan
+from runbook.workspace import Workspace
+
+if TYPE_CHECKING:
+    from runbook.meter_client import Meter
+
+_ARM_EVERY_S = 10.0
+
+
+class Metering:
+    """Nothing runs before ``start``, and nothing at all where there is nothing to hold."""
+
+    def __init__(self, plan: Plan, workspace: Workspace, ledger: Ledger, clock: Clock) -> None:
+        """Raises ConfigError: a command or the rental's end cannot be read."""
+        self._workspace = workspace
+        self._ledger = ledger
+        self._clock = clock
+        self._stop = _command(plan.pod, "stop")
+        self._state = _command(plan.pod, "state")
+        self._abandoned_after_s = plan.pod.get("abandoned_after_s")
+        self._rental_ends = _rental_ends(plan.pod)
+        self._wanted = ledger.limits.any or bool(self._stop)
+        self._meter: Meter | None = None
+        self._armed = -math.inf
+
+    def start(self, run_id: str) -> None:
+        """Raises ConfigError: there is no local folder for the meter's record."""
+        if not self._wanted:
+            return
+        from runbook.meter_client import Meter, MeterConfig  # noqa: PLC0415 - many have none
+
+        rental = self._rental_ends - self._clock.wall() if self._rental_ends else None
+        self._meter = Meter.start(
+            MeterConfig(
+                run_id,
+                self._workspace.root,
+                deadline_s=self._deadline(),
+                rental_ends_s=rental,
+                stop_pod=self._stop,
+                pod_state=self._state,
+                abandoned_after_s=self._abandoned_after_s if self._stop else None,
+            )
+        )
+
+    def tick(self) -> None:
+        """Show that the executor lives, and keep the meter's limit where the ledger's is."""
+        if self._meter is None:
+            return
+        self._meter.beat()
+        now = self._clock.monotonic()
+        if now - self._armed >= _ARM_EVERY_S:
+            self._armed = now
+            self._meter.ensure()
+            self._meter.arm(self._deadline())
+
+    def limit_reached(self) -> str:
+        """Why the meter asked this executor to end; empty where it did not."""
+        return (self._meter.limit_reached() or "") if self._meter else ""
+
+    @property
+    def stops_pod(self) -> bool:
+        return self._stop is not None
+
+    def end(self, why: str, *, stop_pod: bool) -> ev.PodStopRequested | None:
+        """End the meter; what became of the pod, where it was to be stopped."""
+        if self._meter is None:
+            return None
+        meter, self._meter = self._meter, None
+        done = meter.end(why, stop_pod=stop_pod and self.stops_pod)
+        if done is None or done.command is None:
+            return None
+        return ev.PodStopRequested(done.requested_at, done.last_rc, done.last_state or "")
+
+    def _deadline(self) -> float | None:
+        left = self._ledger.seconds_left(terminal=True)
+        return left if math.isfinite(left) else None
+
+
+def _command(pod: Mapping[str, Json], name: str) -> tuple[str, ...] | None:
+    if not pod.get(name):
+        return None
+    try:
+        return tuple(expand(part, os.environ) for part in pod[name])
+    except KeyError as error:
+        raise ConfigError(
+            f"the environment variable {error.args[0]} is not set",
+            where=f"pod.{name}",
+            fix=f"export {error.args[0]}, or take it out of the command",
+        ) from None
+
+
+def _rental_ends(pod: Mapping[str, Json]) -> float | None:
+    """Seconds since the epoch."""
+    text = pod.get("rental_ends")
+    if not text:
+        return None
+    moment: datetime | None = None
+    try:
+        moment = datetime.fromisoformat(expand(text, os.environ))
+    except KeyError as error:
+        raise ConfigError(
+            f"the environment variable {error.args[0]} is not set",
+            where="pod.rental_ends",
+            fix=f"export {error.args[0]}, or write the time itself",
+        ) from None
+    except ValueError:
+        pass
+    if moment is None or moment.tzinfo is None:
+        raise ConfigError(
+            f"{text!r} is not a time with an offset",
+            where="pod.rental_ends",
+            fix="write it as 2026-11-22T08:00:00Z",
+        )
+    return moment.timestamp()
