@@ -55,6 +55,10 @@ def find_violations(sources: Iterable[Path], home: Path) -> tuple[Finding, ...]:
 
 def _in_file(path: Path, home: Path) -> Iterator[Finding]:
     own = path.name if path.resolve().parent == home.resolve() else ""
+    if not path.is_file():
+        # A pipe would be waited for.
+        yield Finding(path, 1, "loader", "unreadable: it is no regular file")
+        return
     try:
         tree = ast.parse(path.read_bytes(), filename=str(path))
     except (OSError, SyntaxError, ValueError) as error:

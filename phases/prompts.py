@@ -11,9 +11,19 @@ from typing import Annotated, Final, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
-from ruamel.yaml.tokens import AliasToken
+from ruamel.yaml.tokens import (
+    AliasToken,
+    BlockEndToken,
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingEndToken,
+    FlowMappingStartToken,
+    FlowSequenceEndToken,
+    FlowSequenceStartToken,
+)
 
 from phases.clean import DELIMITER
+from phases.jsonl import read_lines
 from runbook.errors import ConfigError
 
 SEEDS_SHOWN: Final = 6
@@ -21,6 +31,17 @@ ENDING: Final = f"\n{DELIMITER}"
 """What closes a response."""
 INSTRUCTION: Final = "Instruction:"
 BARE_RESPONSE: Final = "Response:"
+
+_OPENING = (
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingStartToken,
+    FlowSequenceStartToken,
+)
+_CLOSING = (BlockEndToken, FlowMappingEndToken, FlowSequenceEndToken)
+_DEEPEST: Final = 10
+_MAX_FILE: Final = 1 << 20
+"""Bytes of a few-shot file: far more than any context holds."""
 
 Text = Annotated[str, Field(min_length=1, max_length=2000)]
 
@@ -69,10 +90,10 @@ def load_few_shot(path: Path) -> FewShot:
         ConfigError: not YAML, a wrong type or an unknown key, with the place in the file.
     """
     try:
-        text = path.read_text("utf-8")
-        _refuse_aliases(text, path)
+        text = "\n".join(line for _, line in read_lines(path, _MAX_FILE))
+        _refuse_bombs(text, path)
         return FewShot.model_validate(YAML(typ="safe", pure=True).load(text))
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (YAMLError, RecursionError) as error:
         raise ConfigError(
             f"the few-shot file cannot be read: {error}",
             where=str(path),
@@ -89,15 +110,18 @@ def load_few_shot(path: Path) -> FewShot:
         ) from error
 
 
-def _refuse_aliases(text: str, path: Path) -> None:
-    """A few lines of nested aliases unfold to billions of values."""
+def _refuse_bombs(text: str, path: Path) -> None:
+    """Nested aliases unfold to billions of values, and deep nesting takes minutes to read."""
+    depth = 0
     for token in YAML(typ="safe", pure=True).scan(text):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        where = f"{path}:{token.start_mark.line + 1}:{token.start_mark.column + 1}"
         if isinstance(token, AliasToken):
-            mark = token.start_mark
+            what = f"the alias *{token.value} is not allowed"
+            raise ConfigError(what, where=where, fix="write the value out")
+        if depth > _DEEPEST:
             raise ConfigError(
-                f"the alias *{token.value} is not allowed",
-                where=f"{path}:{mark.line + 1}:{mark.column + 1}",
-                fix="write the value out",
+                f"nested deeper than {_DEEPEST} levels", where=where, fix="flatten it"
             )
 
 

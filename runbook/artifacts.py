@@ -99,7 +99,23 @@ def make_directory(path: Path) -> None:
 
 def write_bytes(path: Path, data: bytes) -> str:
     """Write a file atomically and durably; return its SHA-256."""
-    make_directory(path.parent)
+    return write_files(path.parent, {path.name: data})[path.name]
+
+
+def write_files(folder: Path, files: Mapping[str, bytes]) -> dict[str, str]:
+    """Write files of one folder, each atomically, all of them durably; their SHA-256 by name.
+
+    They appear in the order given. The folder is fsynced once, so a crash may leave any of them.
+    """
+    make_directory(folder)
+    for name, data in files.items():
+        _write(folder / name, data)
+    with storage_errors(folder):
+        durable.fsync_path(folder)
+    return {name: sha256_bytes(data) for name, data in files.items()}
+
+
+def _write(path: Path, data: bytes) -> None:
     temporary = path.parent / f".{secrets.token_hex(8)}{TEMPORARY}"
     with storage_errors(path):
         try:
@@ -114,8 +130,6 @@ def write_bytes(path: Path, data: bytes) -> str:
             with suppress(OSError):
                 temporary.unlink()
             raise
-        durable.fsync_path(path.parent)
-    return sha256_bytes(data)
 
 
 def write_text(path: Path, text: str) -> str:
@@ -125,8 +139,13 @@ def write_text(path: Path, text: str) -> str:
 
 def write_json(path: Path, value: Json) -> str:
     """Write one JSON value, indented for people, keys sorted; return its SHA-256."""
+    return write_text(path, indented_json(value))
+
+
+def indented_json(value: Json) -> str:
+    """A JSON value for people, keys sorted, with a newline at its end. Raises ValueError: NaN."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False, indent=2)
-    return write_text(path, text + "\n")
+    return f"{text}\n"
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Json]]) -> str:

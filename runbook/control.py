@@ -1,7 +1,9 @@
-"""What passes between an executor and other commands beside the journal: heartbeat, stop request.
+"""What passes between an executor and other commands beside the journal: heartbeat, stop request,
+the volume's crash certificate.
 
-Both are small files that nothing of the session's truth rests on. They need not survive a crash,
-so they are replaced atomically and not fsynced, and a failing volume does not stop a heartbeat.
+All are small files that nothing of the session's truth rests on. What an executor writes here need
+not survive a crash, so it is replaced atomically and not fsynced, and a failing volume does not
+stop a heartbeat.
 """
 
 import json
@@ -46,6 +48,12 @@ def read_heartbeat(workspace: Workspace) -> Heartbeat | None:
         return Heartbeat(int(found["pid"]), str(found["wall"]), dict(found["progress"]))
     except (KeyError, TypeError, ValueError):
         return None
+
+
+def read_certificate(workspace: Workspace) -> Mapping[str, Json]:
+    """The summary of the volume's crash certificate; empty where there is none."""
+    summary = _read(workspace.certificate).get("summary")
+    return summary if isinstance(summary, dict) else {}
 
 
 def request_stop(workspace: Workspace, reason: str, clock: Clock) -> None:

@@ -155,6 +155,8 @@ class SessionStarted(Event):
     """``runbook.manifest.provenance``."""
     limits: Mapping[str, Json] = field(default_factory=dict)
     """``Plan.budget``."""
+    certificate: Mapping[str, Json] = field(default_factory=dict)
+    """Of the volume, by ``selftest --chaos``; empty where it was not run."""
 
 
 @_fact
@@ -162,6 +164,27 @@ class SessionStarted(Event):
 class SessionResumed(Event):
     limits: Mapping[str, Json] = field(default_factory=dict)
     """``Plan.budget`` as it is now; it may be raised between two runs."""
+    certificate: Mapping[str, Json] = field(default_factory=dict)
+
+
+@_fact
+@dataclass(frozen=True)
+class PlanAccepted(Event):
+    """A person goes on with a changed runbook: from here on this plan holds."""
+
+    reason: str
+    author: str
+    changes: tuple[str, ...]
+    """Each changed field, as ``a.b: old -> new``."""
+    plan: Json
+    """``runbook.fingerprint.plan_document``: what a later plan is compared with."""
+    fingerprint: str
+    runbook: str
+    overrides: tuple[str, ...]
+    invalidated: tuple[str, ...]
+    """Steps that begin anew under another attempt number, or are not skipped any more."""
+    rejudged: tuple[str, ...]
+    """Steps whose bytes stand and whose gate is judged again."""
 
 
 @_fact

@@ -11,12 +11,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from runbook import artifacts, manifest
+from runbook import artifacts, estimate, manifest
 from runbook import events as ev
 from runbook import machine as m
 from runbook import state as st
 from runbook.bootstrap import check_machine
 from runbook.budget import Limits
+from runbook.changes import Acceptance, agree
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import (
     Gate,
@@ -25,17 +26,17 @@ from runbook.contract import (
     Metric,
     Reviewer,
 )
-from runbook.control import STOP_REQUESTED, Pulse, withdraw_stop
+from runbook.control import STOP_REQUESTED, Pulse, read_certificate, withdraw_stop
 from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
-from runbook.journal import Entry, Journal, batches, facts, read_entries
+from runbook.journal import Journal, batches, facts, read_entries
 from runbook.ledger import Ledger
 from runbook.metering import Metering
 from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
 from runbook.projection import Projector
-from runbook.review import make_request
+from runbook.review import make_request, review_name
 from runbook.step_runner import Progress, StepRunner
 from runbook.supervision import Halt, Supervisor
 from runbook.takeover import Takeover, open_journal
@@ -46,7 +47,6 @@ Gates = Callable[[Gate, tuple[Metric, ...], bool], Judgement]
 """The gate, the readings, and whether the sample cannot grow any more."""
 
 _PINNED = (
-    ev.StepFinished,
     ev.GateJudged,
     ev.StepPassed,
     ev.RequestSent,
@@ -75,6 +75,7 @@ def run_session(
     *,
     by_person: bool = False,
     takeover: Takeover | None = None,
+    acceptance: Acceptance | None = None,
 ) -> int:
     """Run the session, or go on with it, to its end or its stop; return the exit code.
 
@@ -84,16 +85,19 @@ def run_session(
         seams: the parts that are given.
         by_person: a person asks for it, so a session that a person stopped goes on.
         takeover: why another executor's workspace may be taken over, where that is wanted.
+        acceptance: why the session goes on with a plan that changed, where that is wanted.
 
     Raises:
-        ConfigError: the plan is not the one the journal was started with, or asks for GPUs that
-            are not there.
+        ConfigError: the plan is not the one on record and that was not accepted, or asks for GPUs
+            that are not there.
         LockedError: another executor holds the workspace.
         CorruptError: the journal is not what was appended.
         NeedsPersonError: the journal cannot be written, or a person stopped the session.
     """
     workspace.create()
-    state = _same_session(plan, read_entries(workspace))
+    known = facts(read_entries(workspace))
+    accepted = agree(plan, known, workspace.root, acceptance)
+    state = m.replay(plan, (*known, accepted) if accepted else known)
     if state.done and manifest.is_projected(workspace, state):
         return state.done.exit_code
     if state.stop and state.stop.reason == STOP_REQUESTED and not by_person:
@@ -109,22 +113,13 @@ def run_session(
         end_orphans(workspace.root)
         artifacts.settle(workspace.root)
         withdraw_stop(workspace)
+        if accepted := agree(plan, facts(journal.entries), workspace.root, acceptance):
+            journal.append(accepted.to_body(), pin=True)
         session = _Session(plan, workspace, journal, seams, signal)
         try:
             return session.run()
         finally:
             session.runner.close()
-
-
-def _same_session(
-    plan: Plan,
-    entries: Sequence[Entry],
-) -> st.State:
-    """The state of the journal; refuses one that was begun with another plan."""
-    known = facts(entries)
-    started = next((fact for fact in known if isinstance(fact, ev.SessionStarted)), None)
-    manifest.check_same_plan(plan, started)
-    return m.replay(plan, known)
 
 
 class _Session:
@@ -154,7 +149,7 @@ class _Session:
         pulse = Pulse(workspace, seams.clock)
         self.metering = Metering(plan, workspace, self.ledger, seams.clock)
         self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger, self.metering)
-        self.projector = Projector(plan, workspace, journal, self.known)
+        self.projector = Projector(plan, workspace, journal, self.known, seams.clock)
         self.runner = StepRunner(
             plan,
             workspace,
@@ -200,7 +195,7 @@ class _Session:
 
     def _open(self) -> None:
         if self.state.session:
-            self.append(ev.SessionResumed(limits=self.plan.budget))
+            self.append(ev.SessionResumed(self.plan.budget, read_certificate(self.workspace)))
             return
         self.append(
             ev.SessionStarted(
@@ -212,6 +207,7 @@ class _Session:
                 plan=plan_document(self.plan),
                 versions=manifest.provenance(self.plan),
                 limits=self.plan.budget,
+                certificate=read_certificate(self.workspace),
             )
         )
 
@@ -238,9 +234,10 @@ class _Session:
             case st.Adjust(step, changes, why):
                 self.append(ev.Adjusted(step, self.state.steps[step].attempt, changes, why))
             case st.AskReview(step, attempt, reason):
-                path = self.workspace.review(self._now(), f"{step}_{attempt}_{reason}")
+                name = review_name(self.known, step, attempt)
+                path = self.workspace.review(self._now(), f"{name.replace('-', '_')}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
-                self.append(ev.ReviewRequested(f"{step}-{attempt}", step, attempt, reason, where))
+                self.append(ev.ReviewRequested(name, step, attempt, reason, where))
             case st.Stop(reason, exit_code, detail):
                 return self._stop(reason, exit_code, detail)
             case st.Finish(exit_code):
@@ -281,7 +278,7 @@ class _Session:
         for name, mine in self.state.steps.items():
             if mine.manifest_owed:
                 self.projector.step(self.state, self.plan.step(name), self.append)
-                self.projector.session(self.state)
+                self.projector.refresh(self.state)
         waiting = self.state.open_review
         review = self.state.steps[waiting].review if waiting else None
         if waiting and review and review.review_id not in self.consulted:
@@ -349,6 +346,7 @@ class _Session:
 
     def _run_step(self, run: st.RunStep) -> None:
         step = self.plan.step(run.step)
+        whole = self.state.steps[run.step].started is None
         self.supervisor.begin(terminal=step.terminal)
         if findings := self.seams.dry():
             raise Halt("dry", SentinelError.code, "; ".join(findings))
@@ -380,7 +378,11 @@ class _Session:
             provenance=manifest.provenance(self.plan),
             committed=tuple(known.values()),
         )
-        self._finish_step(run, self.runner.run(job))
+        outcome = self.runner.run(job)
+        self._finish_step(run, outcome)
+        if whole and isinstance(outcome, ev.StepFinished):
+            # A run that went on from committed batches says nothing of how long the step takes.
+            estimate.remember(self.plan, step, run.params, outcome)
 
     def _finish_step(
         self, run: st.RunStep, outcome: ev.StepFinished | Failed | Paused | Lost

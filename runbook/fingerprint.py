@@ -1,23 +1,40 @@
 """Identity: a hash of canonical JSON over what can change a step's bytes, or how it is judged.
 
 Rule: paths, the clock, the budget, the environment and threads are not in it; the bytes of
-declared files are. What is hashed can be read (``plan_document``) and compared
-(``changed_fields``), so that a refused resume can say which field changed.
+declared files are. What is hashed can be read (``plan_document``), read back
+(``recorded_plan``) and compared (``differences``), so that a refused resume can say which field
+changed.
 """
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import cast
 
 from runbook.artifacts import canonical_json, sha256_bytes
-from runbook.contract import Json
-from runbook.plan import Plan, PlannedStep
+from runbook.contract import Gate, Json, Range
+from runbook.errors import CorruptError
+from runbook.events import decode
+from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable
 
 _ENGINE = ("name", "device", "batch_size")
 """The fields of the engine that change bytes."""
 _ABSENT = "(absent)"
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A field in which two plan documents differ; ``str()`` is ``a.b: old -> new``."""
+
+    path: tuple[str, ...]
+    before: str
+    """JSON, cut if long; ``(absent)`` where the field is not there."""
+    after: str
+
+    def __str__(self) -> str:
+        return f"{printable('.'.join(self.path), longest=200)}: {self.before} -> {self.after}"
 
 
 def fingerprint(value: Json) -> str:
@@ -42,10 +59,10 @@ def step_fingerprint(
         seed: the runbook's.
         inputs: the fingerprints of the steps it reads.
     """
-    document = _bytes_document(step) | {
+    document = bytes_document(step, step.params) | {
         "name": step.name,
         "model": dict(model),
-        "engine": _engine(engine),
+        "engine": engine_document(engine),
         "seed": seed,
         "inputs": dict(inputs),
     }
@@ -57,7 +74,7 @@ def plan_document(plan: Plan) -> dict[str, Json]:
     document = {
         "seed": plan.seed,
         "model": dict(plan.declared_model or plan.model),
-        "engine": _engine(plan.engine),
+        "engine": engine_document(plan.engine),
         "stop_conditions": plan.stop_conditions,
         "reviewer": dict(plan.reviewer),
         "order": [s.name for s in plan.steps],
@@ -67,22 +84,93 @@ def plan_document(plan: Plan) -> dict[str, Json]:
     return cast("dict[str, Json]", json.loads(canonical_json(document)))
 
 
-def changed_fields(old: Mapping[str, Json], new: Mapping[str, Json]) -> tuple[str, ...]:
-    """The fields in which two plan documents differ, as ``a.b: old -> new``.
+def recorded_plan(document: Mapping[str, Json]) -> Plan:
+    """The plan of a document, as far as ``runbook.machine`` looks at one: no files, no budget.
+
+    Raises:
+        CorruptError: it is no plan's document.
+    """
+    try:
+        phases = document["phases"].items()
+        return Plan(
+            name="",
+            runbook=Path(),
+            seed=document["seed"],
+            phases=tuple(PlannedPhase(n, n, p["enabled"], tuple(p["steps"])) for n, p in phases),
+            steps=tuple(_recorded_step(n, document["steps"][n]) for n in document["order"]),
+            model=document["model"],
+            engine=document["engine"],
+            environment={},
+            preflight={},
+            budget={},
+            stop_conditions=tuple(document["stop_conditions"]),
+            reviewer=document["reviewer"],
+            overrides=(),
+            fingerprint=fingerprint(document),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        fix = "read it with the version of runbook that wrote it"
+        what = f"the plan on record cannot be read: {error!r}"
+        raise CorruptError(what, where="journal", fix=fix) from None
+
+
+def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> tuple[Difference, ...]:
+    """The fields in which two plan documents differ.
 
     The steps' fingerprints are left out: they follow from the other fields.
     """
     before, after = dict(_leaves(old)), dict(_leaves(new))
     names = [n for n in dict.fromkeys([*before, *after]) if not _is_derived(n)]
     return tuple(
-        f"{_dotted(n)}: {before.get(n, _ABSENT)} -> {after.get(n, _ABSENT)}"
+        Difference(n, _shown(before.get(n)), _shown(after.get(n)))
         for n in names
         if before.get(n) != after.get(n)
     )
 
 
+def changed_fields(old: Mapping[str, Json], new: Mapping[str, Json]) -> tuple[str, ...]:
+    """The fields in which two plan documents differ, as ``a.b: old -> new``."""
+    return tuple(map(str, differences(old, new)))
+
+
+def bytes_document(step: PlannedStep, params: Mapping[str, Json]) -> dict[str, Json]:
+    """What of a step itself can change its bytes, run with these parameters.
+
+    A declared file stands in it with its hash, not with its path.
+    """
+    hashes = {name: step.file_sha256.get(name, path.name) for name, path in step.files.items()}
+    told = dict(params) | {name: {"sha256": h} for name, h in hashes.items()}
+    return {"function": step.function, "params": told, "output": step.output}
+
+
+def engine_document(engine: Mapping[str, Json]) -> dict[str, Json]:
+    """The fields of the engine that can change bytes."""
+    return {key: engine[key] for key in _ENGINE if key in engine}
+
+
+def _recorded_step(name: str, document: Mapping[str, Json]) -> PlannedStep:
+    gate, adjustable = document["gate"], document["adjustable"]
+    return PlannedStep(
+        name=name,
+        phase=document["phase"],
+        enabled=document["enabled"],
+        function=document["function"],
+        params=document["params"],
+        files={},
+        inputs=tuple(document["inputs"]),
+        output=document["output"],
+        gate=decode(Gate, gate) if gate else None,
+        retries=document["retries"],
+        review_after=document["review_after"],
+        rerun_from=document["rerun_from"],
+        adjustable={param: decode(Range, ends) for param, ends in adjustable.items()},
+        adjustments=tuple(decode(Adjustment, a) for a in document["adjustments"]),
+        fingerprint=document["fingerprint"],
+    )
+
+
 def _step_document(step: PlannedStep) -> dict[str, Json]:
-    return _bytes_document(step) | {
+    return bytes_document(step, step.params) | {
         "phase": step.phase,
         "enabled": step.enabled,
         "inputs": step.inputs,
@@ -96,16 +184,6 @@ def _step_document(step: PlannedStep) -> dict[str, Json]:
     }
 
 
-def _bytes_document(step: PlannedStep) -> dict[str, Json]:
-    hashes = {name: step.file_sha256.get(name, path.name) for name, path in step.files.items()}
-    params = dict(step.params) | {name: {"sha256": h} for name, h in hashes.items()}
-    return {"function": step.function, "params": params, "output": step.output}
-
-
-def _engine(engine: Mapping[str, Json]) -> dict[str, Json]:
-    return {key: engine[key] for key in _ENGINE if key in engine}
-
-
 def _leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
     items: list[tuple[str, Json]] = []
     if isinstance(value, Mapping):
@@ -113,7 +191,7 @@ def _leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str
     elif isinstance(value, list | tuple):
         items = [(str(i), item) for i, item in enumerate(value)]
     if not items:
-        yield path, printable(json.dumps(value))
+        yield path, json.dumps(value)
     for key, item in items:
         yield from _leaves(item, (*path, key))
 
@@ -122,5 +200,5 @@ def _is_derived(path: tuple[str, ...]) -> bool:
     return len(path) == 3 and path[0] == "steps" and path[2] == "fingerprint"
 
 
-def _dotted(path: tuple[str, ...]) -> str:
-    return printable(".".join(path), longest=200)
+def _shown(leaf: str | None) -> str:
+    return _ABSENT if leaf is None else printable(leaf)

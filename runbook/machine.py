@@ -4,12 +4,13 @@ No clock and no I/O, so every path can be walked in a test. Every run ends: atte
 reviews and interruptions are all counted, and a stop is an act like any other.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from runbook import events as ev
 from runbook.contract import Json
 from runbook.errors import CorruptError
+from runbook.fingerprint import recorded_plan
 from runbook.params import adjusted, find, overlay, refuse_changes
 from runbook.plan import Plan, PlannedStep
 from runbook.state import (
@@ -33,6 +34,8 @@ from runbook.state import (
 
 MAX_INTERRUPTIONS = 5
 """In a row, without one batch committed in between."""
+_OF_PLAN = ("plan", "fingerprint", "runbook", "overrides")
+"""What a session has of its plan, and an acceptance changes."""
 
 
 def initial(plan: Plan) -> State:
@@ -40,11 +43,26 @@ def initial(plan: Plan) -> State:
 
 
 def replay(plan: Plan, facts: Iterable[ev.Event]) -> State:
-    """The state that these facts lead to."""
+    """The state that these facts lead to, each under the plan that held when it was appended.
+
+    ``plan`` is the one that holds now.
+    """
+    known = tuple(facts)
     state = initial(plan)
-    for fact in facts:
-        state = apply(plan, state, fact)
+    for fact, held in zip(known, _plans(plan, known), strict=True):
+        state = apply(held, state, fact)
     return state
+
+
+def _plans(plan: Plan, known: tuple[ev.Event, ...]) -> Iterator[Plan]:
+    """The plan that each fact was appended under; ``plan`` from the last acceptance on."""
+    accepted = sum(isinstance(fact, ev.PlanAccepted) for fact in known)
+    held = plan
+    for fact in known:
+        accepted -= isinstance(fact, ev.PlanAccepted)
+        if isinstance(fact, ev.SessionStarted | ev.PlanAccepted):
+            held = recorded_plan(fact.plan) if accepted else plan
+        yield held
 
 
 def params_of(plan: Plan, state: State, step: str) -> dict[str, Json]:
@@ -201,6 +219,8 @@ def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PL
             return _decided(plan, state, event)
         case ev.Adjusted():
             return _rerun(plan, state, _planned(plan, event.step), event.changes)
+        case ev.PlanAccepted():
+            return _accept(state, event)
         case ev.StepStarted():
             return _with(state, event.step, status=Status.RUNNING, started=event, failed=None)
         case ev.BatchCommitted():
@@ -218,7 +238,8 @@ def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PL
         case ev.ManifestWritten():
             return _with(state, event.step, manifest=event, manifest_owed=False)
         case ev.SampleExtended():
-            return _with(state, event.step, status=Status.PENDING, look=2, extension=event.params)
+            more = {"status": Status.PENDING, "look": 2, "extension": event.params}
+            return _forget_readers(plan, _with(state, event.step, **more), {event.step})
         case ev.ReviewRequested():
             review = Review(event.review_id, event.reason, event.path)
             return _with(state, event.step, review=review)
@@ -270,7 +291,6 @@ def _resume(state: State) -> State:
 
 def _judge(state: State, event: ev.GateJudged) -> State:
     passed = event.verdict == "pass" and not event.sentinel
-    failed = event.verdict == "fail" and not event.sentinel
     state = _with(
         state,
         event.step,
@@ -278,7 +298,69 @@ def _judge(state: State, event: ev.GateJudged) -> State:
         judged=event,
         manifest_owed=True,
     )
-    return _with(state, event.step, failures=state.steps[event.step].failures + failed)
+    return _with(state, event.step, failures=state.steps[event.step].failures + _failed(event))
+
+
+def _failed(judged: ev.GateJudged | None) -> bool:
+    """Whether this verdict counts against the step's retries."""
+    return judged is not None and judged.verdict == "fail" and not judged.sentinel
+
+
+def _accept(state: State, event: ev.PlanAccepted) -> State:
+    """What the changed plan reaches is made or judged anew; everything else stays."""
+    changed = {name: getattr(event, name) for name in _OF_PLAN}
+    session = replace(state.session, **changed) if state.session else None
+    state = replace(state, session=session, done=None)
+    for name in event.invalidated:
+        state = _begin_anew(state, name)
+    for name in event.rejudged:
+        state = _judge_anew(state, name)
+    return state
+
+
+def _begin_anew(state: State, name: str) -> State:
+    """An attempt that began keeps its number and its files: the next one has its own."""
+    if name not in state.steps:
+        raise _stranger(name)
+    old = state.steps[name]
+    fresh = StepState(attempt=old.attempt + (old.started is not None))
+    return replace(state, steps={**state.steps, name: fresh})
+
+
+def _judge_anew(state: State, name: str) -> State:
+    """Back to the end of its newest finished look; the verdict that went counts no failure."""
+    if name not in state.steps:
+        raise _stranger(name)
+    old = state.steps[name]
+    look = old.finished.look if old.finished else 1
+    return _with(
+        state,
+        name,
+        status=Status.FINISHED,
+        look=look,
+        extension=old.extension if look == old.look else {},
+        failures=old.failures - _failed(old.judged),
+        failed=None,
+        judged=None,
+        review=None,
+        overridden=False,
+        manifest=None,
+        manifest_owed=False,
+    )
+
+
+def _forget_readers(plan: Plan, state: State, made_anew: set[str]) -> State:
+    """What was made of bytes that are to change begins anew as well.
+
+    Later steps have begun by then only where a changed plan had an earlier gate judged again.
+    """
+    stale = set(made_anew)
+    for step in plan.steps:
+        if step.name not in stale and stale.intersection(step.inputs):
+            stale.add(step.name)
+            if state.steps[step.name].started:
+                state = _begin_anew(state, step.name)
+    return state
 
 
 def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
@@ -318,4 +400,4 @@ def _rerun(plan: Plan, state: State, gate: PlannedStep, changes: Mapping[str, Js
         }
         fresh = StepState(attempt=attempt, changes={**old.changes, **mine}, failures=old.failures)
         state = replace(state, steps={**state.steps, step.name: fresh})
-    return state
+    return _forget_readers(plan, state, {step.name for step in steps})

@@ -19,9 +19,8 @@ from pathlib import Path
 from runbook import artifacts
 from runbook import events as ev
 from runbook.contract import Artifact, Json
-from runbook.errors import ConfigError, NeedsPersonError
+from runbook.errors import NeedsPersonError
 from runbook.events import encode
-from runbook.fingerprint import changed_fields, plan_document
 from runbook.plan import Plan, PlannedStep
 from runbook.state import State, Status, StepState
 from runbook.workspace import Workspace
@@ -188,23 +187,8 @@ def is_projected(workspace: Workspace, state: State) -> bool:
         told = json.loads(workspace.session_manifest(state.session.run_id).read_bytes())
     except (OSError, ValueError):
         return False
-    return bool(told.get("done") == encode(state.done) and workspace.report.is_file())
-
-
-def check_same_plan(plan: Plan, started: ev.SessionStarted | None) -> None:
-    """Refuse to go on with other inputs than the session began with.
-
-    Raises:
-        ConfigError: it names the fields that changed.
-    """
-    if started is None or started.fingerprint == plan.fingerprint:
-        return
-    fields = "; ".join(changed_fields(started.plan, plan_document(plan)))
-    raise ConfigError(
-        f"the runbook changed since this session began: {fields or 'a file it names'}",
-        where=str(plan.runbook),
-        fix="undo the change, or begin a new session in another workspace",
-    )
+    ends = (encode(state.done), state.session.fingerprint)
+    return (told.get("done"), told.get("fingerprint")) == ends and workspace.report.is_file()
 
 
 def verified_inputs(

@@ -22,8 +22,10 @@ from types import FrameType
 import psutil
 
 import runbook
+from runbook.child_log import ChildLog
 from runbook.contract import MARK, Committed, Json, PhaseResult
 from runbook.events import decode, encode
+from runbook.redact import Redactor
 from runbook.worker import Job
 
 _TICK_S = 0.1
@@ -74,18 +76,28 @@ class Patience:
 
 
 PATIENT = Patience()
+NOTHING_SECRET = Redactor({})
 
 
 class Worker:
     """One child process, good for many jobs that share ``key``."""
 
     def __init__(
-        self, key: str, workspace: Path, log: Path, environment: Mapping[str, str]
+        self,
+        key: str,
+        workspace: Path,
+        log: Path,
+        environment: Mapping[str, str],
+        redactor: Redactor = NOTHING_SECRET,
     ) -> None:
-        """``key`` names what is loaded; ``environment`` is set before anything is imported."""
+        """``key`` names what is loaded; ``environment`` is set before anything is imported.
+
+        ``redactor`` takes secrets out of what the child prints and answers.
+        """
         self.key = key
         self._workspace = workspace
-        self._log = log
+        self._redactor = redactor
+        self._log = ChildLog(log, redactor)
         self._environment = environment
         self._process: subprocess.Popen[bytes] | None = None
         self._to_child = -1
@@ -109,18 +121,18 @@ class Worker:
             MARK: str(self._workspace),
         }
         arguments = [str(child_in), str(child_out), str(os.getpid())]
-        with self._log.open("ab") as log:
-            # -P: the folder the command was typed in must not shadow a library.
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "runbook.worker", *arguments],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                close_fds=True,
-                pass_fds=(child_in, child_out),
-                start_new_session=True,
-                env=environment,
-            )
+        # -P: the folder the command was typed in must not shadow a library.
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "runbook.worker", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=self._log.child_end,
+            stderr=self._log.child_end,
+            close_fds=True,
+            pass_fds=(child_in, child_out),
+            start_new_session=True,
+            env=environment,
+        )
+        self._log.started()
         os.close(child_in)
         os.close(child_out)
 
@@ -144,6 +156,7 @@ class Worker:
             patience: after which silence the child is given up.
         """
         try:
+            self._log.go_on_in(Path(job.log))
             self._tell({"request": encode(job)})
             return self._listen(on_commit, on_progress, watch, patience)
         except BrokenPipeError:
@@ -176,13 +189,14 @@ class Worker:
                     pass
                 case {"progress": fields}:
                     moved = heard
-                    on_progress(fields)
+                    on_progress(self._redactor.value(fields))
                 case {"commit": batch}:
                     pause = on_commit(decode(Committed, batch))
                     moved = heard = time.monotonic()
                     self._tell({"committed": batch["key"], "pause": pause})
                 case last:
-                    return _outcome(last)
+                    self._log.settle()
+                    return _outcome(self._redactor.value(last))
 
     def _tell(self, message: Mapping[str, Json]) -> None:
         data = memoryview(json.dumps(message, allow_nan=False).encode() + b"\n")
@@ -192,13 +206,16 @@ class Worker:
     def _read_line(self) -> bytes | None:
         """The next whole line; None where there is none yet, empty where there will be none."""
         if b"\n" not in self._buffer:
-            ready, _, _ = select.select([self._from_child], [], [], _TICK_S)
-            if ready:
+            open_fds = [fd for fd in (self._from_child, self._log.fd) if fd >= 0]
+            ready, _, _ = select.select(open_fds, [], [], _TICK_S)
+            if self._log.fd in ready:
+                self._log.move()
+            if self._from_child in ready:
                 data = os.read(self._from_child, 1 << 16)
                 if not data:
                     return b""
                 self._buffer += data
-            elif self._is_dead():
+            elif not ready and self._is_dead():
                 return b""
         line, newline, rest = self._buffer.partition(b"\n")
         if not newline:
@@ -234,6 +251,7 @@ class Worker:
             if fd >= 0:
                 os.close(fd)
         self._to_child = self._from_child = -1
+        self._log.close()
 
     def close(self) -> None:
         """Let the child end by itself, then make sure of it."""

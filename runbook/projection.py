@@ -10,6 +10,7 @@ from pathlib import Path
 from runbook import artifacts, manifest
 from runbook import events as ev
 from runbook import state as st
+from runbook.clock import Clock
 from runbook.journal import Journal
 from runbook.plan import Plan, PlannedStep
 from runbook.report.judgement import judgement_document, judgement_text
@@ -17,43 +18,65 @@ from runbook.report.markdown import render_report
 from runbook.report.view import build_view
 from runbook.workspace import Workspace
 
+EVERY_S = 5.0
+
 
 class Projector:
     def __init__(
-        self, plan: Plan, workspace: Workspace, journal: Journal, known: Sequence[ev.Event]
+        self,
+        plan: Plan,
+        workspace: Workspace,
+        journal: Journal,
+        known: Sequence[ev.Event],
+        clock: Clock,
     ) -> None:
         """``known`` grows as the executor appends to it."""
         self._plan = plan
         self._workspace = workspace
         self._journal = journal
         self._known = known
+        self._clock = clock
+        self._shown = clock.monotonic()
 
     def step(self, state: st.State, step: PlannedStep, append: Callable[[ev.Event], None]) -> None:
-        """The manifest of a step that was judged, or passed, and what lies beside it."""
+        """The manifest of a step that was judged, or passed, and the judgement beside it.
+
+        The manifest comes last: that it is there means that the step is complete.
+        """
         mine = state.steps[step.name]
         assert mine.started is not None
         output = self._workspace.inside(mine.started.output)
-        judgement = self._judgement(output, mine)
+        files, judgement = self._judgement(output, mine)
         path = self._workspace.manifest(output)
         document = manifest.step_manifest(self._plan, state, step, judgement)
-        sha = artifacts.write_json(path, document)
-        where = self._workspace.relative(path)
-        append(ev.ManifestWritten(step.name, mine.attempt, where, sha, judgement.get("path", "")))
+        files[path.name] = artifacts.indented_json(document).encode()
+        hashes = artifacts.write_files(output, files)
+        where, judged = self._workspace.relative(path), judgement.get("path", "")
+        append(ev.ManifestWritten(step.name, mine.attempt, where, hashes[path.name], judged))
 
-    def _judgement(self, output: Path, mine: st.StepState) -> dict[str, str]:
-        """Path and hash of the judgement laid down beside what it judges; empty without a gate."""
+    def _judgement(
+        self, output: Path, mine: st.StepState
+    ) -> tuple[dict[str, bytes], dict[str, str]]:
+        """The files of a judgement, and path and hash of the first; none without a gate."""
         if mine.started is None or mine.finished is None or mine.judged is None:
-            return {}
+            return {}, {}
         document = judgement_document(mine.started, mine.finished, mine.judged)
         path = output / mine.finished.judged_file
-        artifacts.write_text(path.with_suffix(".txt"), judgement_text(document))
-        sha = artifacts.write_json(path, document)
-        return {"path": self._workspace.relative(path), "sha256": sha}
+        data = artifacts.indented_json(document).encode()
+        files = {path.name: data, f"{path.stem}.txt": judgement_text(document).encode()}
+        where = {"path": self._workspace.relative(path), "sha256": artifacts.sha256_bytes(data)}
+        return files, where
+
+    def refresh(self, state: st.State) -> None:
+        """As ``session``, where the last time is a while ago: a quick session has many steps."""
+        if self._clock.monotonic() - self._shown >= EVERY_S:
+            self.session(state)
 
     def session(self, state: st.State) -> None:
         """The report and the session's manifest, as the journal now stands."""
         if state.session is None:
             return
+        self._shown = self._clock.monotonic()
         report = render_report(build_view(self._journal.entries), self._workspace.root)
         shown = {self._workspace.report: artifacts.write_text(self._workspace.report, report)}
         written = [fact for fact in self._known if isinstance(fact, ev.ManifestWritten)]

@@ -6,16 +6,23 @@ Both are types of ``runbook.contract``; providers live in ``agent/``.
 from collections.abc import Iterator, Mapping, Sequence
 
 from runbook import events as ev
+from runbook.changes import check_same_plan
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Account, Attempt, Json, ReviewRequest
 from runbook.errors import ConfigError
 from runbook.journal import facts
 from runbook.machine import refuse_decision, replay
-from runbook.manifest import check_same_plan
 from runbook.plan import Plan
 from runbook.state import ALLOWED, State
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
+
+
+def review_name(known: Sequence[ev.Event], step: str, attempt: int) -> str:
+    """The id of this attempt's next review: a changed plan may have its gate judged again."""
+    asked = [f for f in known if isinstance(f, ev.ReviewRequested)]
+    before = sum((fact.step, fact.attempt) == (step, attempt) for fact in asked)
+    return f"{step}-{attempt}-{before + 1}" if before else f"{step}-{attempt}"
 
 
 def make_request(
@@ -77,7 +84,7 @@ def record_decision(
     """
     with open_journal(workspace, clock) as journal:
         known = facts(journal.entries)
-        check_same_plan(plan, next((f for f in known if isinstance(f, ev.SessionStarted)), None))
+        check_same_plan(plan, known, workspace.root)
         refusal = refuse_decision(plan, replay(plan, known), decided)
         if refusal:
             raise ConfigError(

@@ -4,7 +4,9 @@ It keeps one child alive for as long as the next step needs the same model, and 
 follows. See ``runbook.process`` for how a child can end.
 """
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from runbook import artifacts
 from runbook import events as ev
@@ -13,9 +15,11 @@ from runbook.contract import Committed, Json, PhaseResult
 from runbook.errors import PhaseError
 from runbook.plan import Plan
 from runbook.process import Failed, Finished, Lost, Patience, Paused, Worker
+from runbook.redact import Redactor, session_secrets
 from runbook.worker import Job
 from runbook.workspace import Workspace
 
+_TAKEN = frozenset({artifacts.COMPLETE, "manifest.json", "session_manifest.json"})
 Progress = Callable[[Mapping[str, Json]], None]
 
 
@@ -118,6 +122,13 @@ class StepRunner:
                     where=artifact.path,
                     fix="describe an artifact after its last byte is written",
                 )
+        name = result.judged_file
+        if Path(name).name != name or not name.endswith(".json") or name in _TAKEN:
+            raise PhaseError(
+                f"the step wants its judgement in {name!a}, which is no file of its own",
+                where=job.step,
+                fix="give judged_file a plain name that ends in .json, as evaluation.json",
+            )
         return ev.StepFinished(
             job.step,
             job.attempt,
@@ -145,6 +156,7 @@ class StepRunner:
             if threads is not None:
                 environment.setdefault("OMP_NUM_THREADS", str(threads))
             log = self._workspace.log("worker")
-            self._worker = Worker(key, self._workspace.root, log, environment)
+            redactor = Redactor(session_secrets(os.environ, plan.environment))
+            self._worker = Worker(key, self._workspace.root, log, environment, redactor)
             self._worker.start()
         return self._worker

@@ -80,6 +80,8 @@ class Supervisor:
     def check(self) -> None:
         """Raises Halt where the session is to end now."""
         if limit := self._metering.limit_reached():
+            if self._ledger.seconds_left(terminal=True) <= 0:
+                raise self._spent()
             raise Halt("budget", BudgetError.code, f"the meter asked for it: {limit}")
         if signal := self._signal():
             raise Halt("paused", PausedError.code, f"{signal}; the same command goes on")

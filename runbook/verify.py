@@ -56,27 +56,28 @@ class _Check:
     def run(self) -> Iterator[Finding]:
         yield from self._journal()
         known = facts(self._reading.entries)
-        running = _outputs_in_flux(known)
-        hashes: dict[str, str] = {}
-        trees: dict[str, Artifact] = {}
+        yield from self._artifacts(known)
+        hashes = {
+            f.path: f.sha256 for f in known if isinstance(f, ev.BatchCommitted | ev.ManifestWritten)
+        }
+        damaged = set()
+        for path, sha256 in (hashes | self._projections()).items():
+            for finding in self._file(path, sha256):
+                damaged.add(path)
+                yield finding
         for fact in known:
-            match fact:
-                case ev.BatchCommitted():
-                    hashes[fact.path] = fact.sha256
-                case ev.StepFinished():
-                    trees |= {a.path: a for a in fact.artifacts}
-                case ev.ManifestWritten():
-                    hashes[fact.path] = fact.sha256
-        for path, artifact in trees.items():
+            if isinstance(fact, ev.ManifestWritten) and fact.path not in damaged:
+                yield from self._judgement(fact)
+
+    def _artifacts(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
+        """What steps declared; of a path that was made again, the newest."""
+        running = _outputs_in_flux(known)
+        newest = {a.path: a for f in known if isinstance(f, ev.StepFinished) for a in f.artifacts}
+        for path, artifact in newest.items():
             if any(Path(path).is_relative_to(folder) for folder in running):
                 self.notes.append(f"{path}: its step is being run again, so it was not compared")
             else:
                 yield from self._artifact(artifact)
-        for path, sha256 in (hashes | self._projections()).items():
-            yield from self._file(path, sha256)
-        for fact in known:
-            if isinstance(fact, ev.ManifestWritten) and hashes[fact.path] == fact.sha256:
-                yield from self._judgement(fact)
 
     def _journal(self) -> Iterator[Finding]:
         """What stands behind the lines that count; the lines themselves were read."""
@@ -148,7 +149,7 @@ class _Check:
     def _judgement(self, written: ev.ManifestWritten) -> Iterator[Finding]:
         """The judgement's own hash stands in the manifest, whose hash the journal has."""
         path = self._workspace.inside(written.path)
-        if written.judged_path and path.is_file():
+        if written.judged_path:
             judgement = json.loads(path.read_bytes())["judgement"]
             yield from self._file(judgement["path"], judgement["sha256"])
 

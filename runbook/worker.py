@@ -29,6 +29,7 @@ from runbook.events import decode, encode
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2
+FAULT_VARIABLE = "RUNBOOK_FAULT"
 _BEAT_EVERY_S = 1.0
 _TRACEBACK_LINES = 20
 _SENDING = threading.Lock()
@@ -143,7 +144,6 @@ def load_function(name: str, search: str) -> Callable[[PhaseRequest], PhaseResul
 def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
     """Run one job and return the last message of its answer."""
     try:
-        redirect_output(job.log)
         request = PhaseRequest(
             step=job.step,
             attempt=job.attempt,
@@ -185,16 +185,6 @@ def checked(result: object, job: Job) -> PhaseResult:
     )
 
 
-def redirect_output(path: str) -> None:
-    """Append what is printed from now on to the step's log."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    os.dup2(fd, 1)
-    os.dup2(fd, 2)
-    os.close(fd)
-
-
 def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:
     """What, where and the remedy of an error, for a process that cannot see it."""
     lines = "".join(traceback.format_exception(error)).splitlines()
@@ -232,6 +222,10 @@ def main(arguments: list[str]) -> int:
     os.set_inheritable(fd_in, False)  # noqa: FBT003 - the signature is the library's
     os.set_inheritable(fd_out, False)  # noqa: FBT003
     faulthandler.enable()
+    if FAULT_VARIABLE in os.environ:
+        from runbook import faults  # noqa: PLC0415 - in tests alone
+
+        faults.install_from_environment()
     threading.Thread(target=beat, args=(fd_out,), daemon=True).start()
     with os.fdopen(fd_in, "rb") as answers:
         while line := answers.readline():

@@ -45,6 +45,11 @@ class Workspace:
         return self.hidden / "lock"
 
     @property
+    def certificate(self) -> Path:
+        """What ``selftest --chaos`` found on this volume."""
+        return self.hidden / "certificate.json"
+
+    @property
     def heartbeat(self) -> Path:
         """The executor's last sign of life."""
         return self.hidden / "heartbeat.json"

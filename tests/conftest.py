@@ -1,4 +1,4 @@
-"""Real models, converted once a machine and shared by every test."""
+"""Real models, converted once a machine and shared by every test; a state folder for each."""
 
 import importlib.util
 import os
@@ -24,6 +24,14 @@ PROBE = Path(__file__).parents[1] / "specs" / "probe"
 os.environ[fake_engine.LABELS] = os.pathsep.join(
     str(PROBE / name) for name in ("instructions.jsonl", "pairs.jsonl")
 )
+
+
+@pytest.fixture(autouse=True)
+def state_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where this test's sessions remember how long steps took; never the person's own folder."""
+    home = tmp_path_factory.mktemp("state")
+    monkeypatch.setenv("XDG_STATE_HOME", str(home))
+    return home
 
 
 @pytest.fixture(scope="session")

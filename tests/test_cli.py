@@ -150,13 +150,14 @@ def test_the_plan_shows_where_a_retry_starts_and_a_second_look(capfd: Capture) -
 
 
 def test_the_plan_as_json_is_one_object_a_step(tmp_path: Path, capfd: Capture) -> None:
-    """Each line holds a step with its gate, ranges and fingerprint."""
+    """Each line holds a step with its gate, ranges and fingerprint; the last is of the whole."""
     spec = write_runbook(tmp_path, {**PASSES, "t": 0.7, "batches": 2})
 
     told = call(capfd, "plan", spec, "--json")
 
-    first, second, third = told.lines
+    first, second, third, whole = told.lines
     assert told.err == ""
+    assert (whole["plan"], whole["seconds"]) == ("small", {"low": 0.0, "high": None})
     assert [s["enabled"] for s in (first, second, third)] == [True, True, False]
     (criterion,) = first["gate"]["criteria"]
     assert (criterion["metric"], criterion["threshold"]) == ("score", ">= 0.5")

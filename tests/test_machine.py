@@ -572,6 +572,7 @@ EVENTS: list[ev.Event] = [
     ),
     ev.StepFailed("a", 1, "e", "t", 2),
     ev.StepInterrupted("a", 1, "SIGKILL"),
+    ev.PlanAccepted("r", "me", ("seed: 1 -> 2",), {"seed": 2}, "f", "/x", (), ("a",), ("b",)),
     ev.TimeLeased(1.5, 300.0),
     ev.RequestSent("a-1", "key", 1, 0.5),
     ev.RequestSettled("a-1", "key", 1, 0.25),

@@ -35,6 +35,7 @@ app.command("logs")(showing.logs)
 app.command("stop")(session_verbs.stop)
 app.command("resume")(session_verbs.resume)
 app.command("verify")(check_verbs.verify)
+app.command("selftest")(check_verbs.selftest)
 
 review = typer.Typer(no_args_is_help=True, help="Reviews: questions at a gate, and answers.")
 review.command("list")(review_verbs.list_reviews)

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from runbook.contract import Json
+from runbook.problems import printable
 
 
 @dataclass
@@ -61,13 +62,29 @@ AsJson = Annotated[
         help="Answer on stdout, one JSON object a line.",
     ),
 ]
+AcceptChanges = Annotated[
+    str | None,
+    typer.Option(
+        "--accept-changes",
+        envvar="RUNBOOK_ACCEPT_CHANGES",
+        metavar="REASON",
+        help="Go on with a runbook that changed since; kept on record. 'runbook plan' shows what "
+        "it redoes.",
+    ),
+]
+Author = Annotated[
+    str,
+    typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who accepts changes; kept on record."),
+]
 WORKSPACE = Path("workspace")
 
 
 def say(text: str) -> None:
     """Tell a person; where nobody can read any more, the exit code still has to be right."""
+    # The last door before the terminal: what a model or a file says may stand in any error.
+    shown = "\n".join(printable(line, longest=len(line)) for line in text.split("\n"))
     with suppress(OSError):
-        sys.stderr.write(f"{text}\n")
+        sys.stderr.write(f"{shown}\n")
         sys.stderr.flush()
 
 

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, Spec, answer, say
+from runbook.cli.options import (
+    WORKSPACE,
+    AcceptChanges,
+    AsJson,
+    Author,
+    Folder,
+    Overrides,
+    Spec,
+    answer,
+    say,
+)
 from runbook.cli.showing import read_session, show
 from runbook.errors import ConfigError, LockedError
 
 if TYPE_CHECKING:
+    from runbook.changes import Acceptance
     from runbook.contract import Gate, Judgement, Metric, Reviewer
     from runbook.executor import Gates
     from runbook.owner import Owner
@@ -36,15 +47,24 @@ def run(
     detach: Annotated[
         bool, typer.Option("--detach", envvar="RUNBOOK_DETACH", help="The same as 'launch'.")
     ] = False,
+    accept_changes: AcceptChanges = None,
+    author: Author = "unnamed",
     as_json: AsJson = False,
 ) -> None:
     """Run the session, or go on with it: the same command continues after any stop."""
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     if detach:
-        launch(spec, workspace=workspace, overrides=overrides)
+        launch(
+            spec,
+            workspace=workspace,
+            overrides=overrides,
+            accept_changes=accept_changes,
+            author=author,
+        )
         return
-    _execute(spec, Workspace.at(workspace), overrides, as_json=as_json)
+    acceptance = _acceptance(accept_changes, author)
+    _execute(spec, Workspace.at(workspace), overrides, acceptance=acceptance, as_json=as_json)
 
 
 def resume(
@@ -63,6 +83,8 @@ def resume(
             "(asks the runbook's pod.state command).",
         ),
     ] = "no",
+    accept_changes: AcceptChanges = None,
+    author: Author = "unnamed",
     as_json: AsJson = False,
 ) -> None:
     """Go on with a workspace's session, also with one that a person stopped."""
@@ -82,8 +104,15 @@ def resume(
         overrides or list(view.overrides),
         by_person=True,
         takeover=takeover,
+        acceptance=_acceptance(accept_changes, author),
         as_json=as_json,
     )
+
+
+def _acceptance(reason: str | None, author: str) -> "Acceptance | None":
+    from runbook.changes import Acceptance  # noqa: PLC0415 - start-up stays light
+
+    return None if reason is None else Acceptance(reason, author)
 
 
 def _execute(
@@ -93,6 +122,7 @@ def _execute(
     *,
     by_person: bool = False,
     takeover: str = "no",
+    acceptance: "Acceptance | None" = None,
     as_json: bool,
 ) -> None:
     from rich.console import Console  # noqa: PLC0415 - start-up stays light
@@ -102,7 +132,7 @@ def _execute(
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
 
     plan = load_plan(spec, overrides)
-    if read_session(place).outcome.state == "done":
+    if read_session(place).outcome.state == "done" and acceptance is None:
         say("This session was done before: nothing is run again.")
     steps = tuple(step.name for step in plan.steps if step.enabled)
     with Display(steps, Console(file=sys.stderr)) as display:
@@ -113,7 +143,12 @@ def _execute(
             on_progress=display.tell,
         )
         code = run_session(
-            plan, place, seams, by_person=by_person, takeover=_takeover(takeover, plan)
+            plan,
+            place,
+            seams,
+            by_person=by_person,
+            takeover=_takeover(takeover, plan),
+            acceptance=acceptance,
         )
     show(place, as_json=as_json)
     raise typer.Exit(code)
@@ -153,11 +188,13 @@ def _reviewer(plan: "Plan") -> "Reviewer":
     """Who answers reviews. A program named by a path starts from the runbook's folder."""
     if plan.reviewer["provider"] == "command":
         from agent.command import reviewer  # noqa: PLC0415 - start-up stays light
+        from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - see above
 
         program, *arguments = plan.reviewer["command"]
         if "/" in program:
             program = str(plan.runbook.parent / program)
-        return reviewer([program, *arguments], plan.reviewer["timeout_s"])
+        redactor = Redactor(session_secrets(os.environ, plan.environment))
+        return reviewer([program, *arguments], plan.reviewer["timeout_s"], redactor.data)
     from agent.human import ask  # noqa: PLC0415 - start-up stays light
 
     return ask
@@ -189,7 +226,14 @@ def _dry_findings(plan: "Plan") -> list[str]:
     return [str(finding) for finding in find_violations([*home.glob("*.py"), *own], home)]
 
 
-def launch(spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides) -> None:
+def launch(
+    spec: Spec,
+    *,
+    workspace: Folder = WORKSPACE,
+    overrides: Overrides,
+    accept_changes: AcceptChanges = None,
+    author: Author = "unnamed",
+) -> None:
     """Run the session detached; answer with one JSON record once it holds the workspace."""
     from runbook.artifacts import make_directory  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
@@ -200,6 +244,8 @@ def launch(spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides) -
     make_directory(place.logs)
     log = place.log("session")
     told = [part for override in overrides for part in ("--set", override)]
+    if accept_changes is not None:
+        told += ["--accept-changes", accept_changes, "--author", author]
     arguments = ["run", str(spec.resolve()), "--workspace", str(place.root), *told]
     pid = _spawn([sys.executable, "-P", "-m", "runbook", *arguments], log)
     _await_start(pid, place, log)

@@ -11,6 +11,9 @@ from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
+    from runbook.estimate import Run
+    from runbook.events import Event
+    from runbook.journal import Entry
     from runbook.report.session import SessionView
     from runbook.workspace import Workspace
 
@@ -152,11 +155,23 @@ def read_session(place: "Workspace") -> "SessionView":
         ConfigError: the journal cannot be read.
         CorruptError: it is not what was appended.
     """
-    from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
     from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
+    return build_view(_entries(place))
+
+
+def read_facts(place: "Workspace") -> "tuple[Event, ...]":
+    """The session's facts; none where no session was begun. Raises as ``read_session`` does."""
+    from runbook.journal import facts  # noqa: PLC0415 - start-up stays light
+
+    return facts(_entries(place))
+
+
+def _entries(place: "Workspace") -> "tuple[Entry, ...]":
+    from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
+
     try:
-        return build_view(read_entries(place))
+        return read_entries(place)
     except OSError as error:
         raise ConfigError(
             f"the workspace cannot be read: {error.strerror}",
@@ -169,18 +184,30 @@ def show(place: "Workspace", *, as_json: bool) -> None:
     """The session on one screen, or as one JSON object."""
     from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
     from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.report import spending  # noqa: PLC0415 - start-up stays light
 
     view = read_session(place)
     if as_json:
         beat = encode(read_heartbeat(place)) if view.outcome.state == "running" else None
-        answer({"workspace": str(place.root), **encode(view), "heartbeat": beat})
+        outlook = spending.outlook(view, _history(view))
+        told = {"heartbeat": beat, "outlook": encode(outlook)}
+        answer({"workspace": str(place.root), **encode(view), **told})
     else:
         say(_screen(view, place))
 
 
 def _screen(view: "SessionView", place: "Workspace") -> str:
     from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
+    from runbook.report import spending  # noqa: PLC0415 - start-up stays light
     from runbook.report.status import render_status  # noqa: PLC0415 - start-up stays light
 
+    outlook = spending.outlook(view, _history(view))
     beat = read_heartbeat(place) if view.outcome.state == "running" else None
-    return render_status(view, place.root, beat, time.time())
+    return render_status(view, place.root, beat, time.time(), outlook.lines)
+
+
+def _history(view: "SessionView") -> "tuple[Run, ...]":
+    """What this machine remembers, where anything is still to come."""
+    from runbook.estimate import read_history  # noqa: PLC0415 - start-up stays light
+
+    return read_history() if view.outcome.state in {"running", "stopped"} else ()

@@ -1,13 +1,22 @@
-"""Verbs that read a runbook and touch nothing: validate, plan."""
+"""Verbs that read a runbook, or a session of it, and touch nothing: validate, plan."""
 
+import shlex
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from runbook.cli.options import AsJson, Overrides, Spec, answer, say
+from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, Spec, answer, say
 from runbook.contract import Criterion, Json
 
 if TYPE_CHECKING:
+    from runbook.budget import Limits, Spent
+    from runbook.changes import Comparison, StepChange
+    from runbook.estimate import Estimate, Interval, Projection
     from runbook.plan import Plan, PlannedStep
+    from runbook.workspace import Workspace
+
+_RUNS = ("redo", "invalidated")
+"""What becomes of a step that is to run."""
 
 
 def validate(spec: Spec, *, overrides: Overrides, as_json: AsJson = False) -> None:
@@ -20,16 +29,140 @@ def validate(spec: Spec, *, overrides: Overrides, as_json: AsJson = False) -> No
         answer({"valid": True, "steps": len(plan.steps), "fingerprint": plan.fingerprint})
 
 
-def show_plan(spec: Spec, *, overrides: Overrides, as_json: AsJson = False) -> None:
-    """Show the steps in order, with their gates and retries; load no model."""
+def show_plan(
+    spec: Spec, *, workspace: Folder = WORKSPACE, overrides: Overrides, as_json: AsJson = False
+) -> None:
+    """Show steps, gates, time and cost; with a session in the workspace, what it would redo."""
+    from runbook.budget import spent  # noqa: PLC0415 - start-up stays light
+    from runbook.changes import compare_plan  # noqa: PLC0415 - start-up stays light
+    from runbook.cli.showing import read_facts  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     plan = load_plan(spec, overrides)
+    place = Workspace.at(workspace)
+    known = read_facts(place)
+    found = compare_plan(plan, known) if known else None
+    outlook = _estimated(plan, found, spent(known))
     if as_json:
-        for step in plan.steps:
-            answer(_document(step))
-    else:
-        say(_table(plan))
+        _answer_rows(plan, found, outlook)
+        return
+    say(_table(plan))
+    if found:
+        say("\n".join(_changes(plan, found, place)))
+    say("\n".join(_outlook(outlook)))
+
+
+@dataclass(frozen=True)
+class _Outlook:
+    """What the steps that would run take, and what each limit will have been charged."""
+
+    steps: "tuple[Estimate, ...]"
+    seconds: "Interval"
+    limits: "Limits"
+    projections: "tuple[Projection, ...]"
+
+
+def _estimated(plan: "Plan", found: "Comparison | None", spent: "Spent") -> _Outlook:
+    """Of the steps that would run now: all that are enabled, or what a session has left."""
+    from runbook import estimate  # noqa: PLC0415 - start-up stays light
+    from runbook.budget import Limits  # noqa: PLC0415 - start-up stays light
+    from runbook.fingerprint import plan_document  # noqa: PLC0415 - start-up stays light
+
+    runs = [step.name for step in plan.steps if step.enabled]
+    if found and found.steps:
+        runs = [change.step for change in found.steps if change.fate.value in _RUNS]
+    steps = estimate.estimate_steps(plan_document(plan), runs, estimate.read_history())
+    more, limits = estimate.total(steps), Limits.of(plan.budget)
+    return _Outlook(steps, more, limits, tuple(estimate.project(limits, spent, more)))
+
+
+def _answer_rows(plan: "Plan", found: "Comparison | None", outlook: _Outlook) -> None:
+    """One object a step, and one for the whole."""
+    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+
+    changes = {change.step: change for change in found.steps} if found else {}
+    estimates = {estimate.step: estimate for estimate in outlook.steps}
+    for step in plan.steps:
+        row = {"estimate": encode(estimates.get(step.name))}
+        if step.name in changes:
+            row["change"] = _change_document(plan, changes[step.name])
+        answer(_document(step) | row)
+    whole = {"plan": plan.name, "fingerprint": plan.fingerprint, "seconds": encode(outlook.seconds)}
+    if found:
+        whole |= {"changes": list(found.fields), "refused": list(found.refused)}
+    answer(whole | {"limits": encode(outlook.projections)})
+
+
+def _change_document(plan: "Plan", change: "StepChange") -> dict[str, Json]:
+    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+
+    told: dict[str, Json] = encode(change)
+    return told | {"usd": _usd(plan, change.seconds)}
+
+
+def _usd(plan: "Plan", seconds: float | None) -> float | None:
+    price = plan.budget.get("usd_per_hour")
+    return None if price is None or seconds is None else seconds / 3600 * price
+
+
+def _changes(plan: "Plan", found: "Comparison", place: "Workspace") -> Iterator[str]:
+    """What the session in the workspace keeps under this plan, and what it makes again."""
+    from runbook.report.safe_text import columns, one_line  # noqa: PLC0415 - start-up stays light
+
+    yield ""
+    if found.refused:
+        yield f"{place.root} holds another session: {one_line('; '.join(found.refused))}."
+        yield "Undo that, or begin in another workspace."
+        return
+    yield f"The session in {place.root} under this plan:"
+    rows = [("step", "what becomes of it", "took before", "because of")]
+    yield from columns(
+        [*rows, *(row for change in found.steps for row in _fate_rows(plan, change))]
+    )
+    if found.fields:
+        where = [str(plan.runbook), "--workspace", str(place.root)]
+        options = [part for assignment in plan.overrides for part in ("--set", assignment)]
+        accept = ["runbook", "run", *where, *options, "--accept-changes", "REASON"]
+        yield f"{len(found.fields)} field(s) changed, so it goes on only where that is accepted:"
+        yield f"  {shlex.join(accept)}"
+
+
+def _fate_rows(plan: "Plan", change: "StepChange") -> Iterator[tuple[str, str, str, str]]:
+    from runbook.report.figures import duration  # noqa: PLC0415 - start-up stays light
+
+    took = "" if change.seconds is None else duration(change.seconds)
+    usd = _usd(plan, change.seconds)
+    took += "" if usd is None else f", ${usd:.2f}"
+    through = f" (through {', '.join(change.through)})" if change.through else ""
+    causes = [*change.fields] or [""]
+    yield change.step, change.fate.value, took, f"{causes[0]}{through}"
+    yield from (("", "", "", cause) for cause in causes[1:])
+    for shards in change.shards:
+        yield f"  shards {shards.first} to {shards.last}", shards.fate.value, "", ""
+
+
+def _outlook(outlook: _Outlook) -> Iterator[str]:
+    from runbook.report import spending  # noqa: PLC0415 - start-up stays light
+    from runbook.report.figures import duration  # noqa: PLC0415 - start-up stays light
+    from runbook.report.safe_text import columns, one_line  # noqa: PLC0415 - start-up stays light
+
+    yield ""
+    if not outlook.steps:
+        yield "Nothing is left to run."
+        return
+    if not any(estimate.runs for estimate in outlook.steps):
+        yield "Time: not measured; no step of this plan has run to its end on this machine."
+        return
+    rows = [("step", "time, without retries", "runs on this machine")]
+    for estimate in outlook.steps:
+        time = spending.interval(estimate.seconds, duration) if estimate.runs else "not measured"
+        other = "" if estimate.same_params or not estimate.runs else ", with other parameters"
+        rows.append((estimate.step, time, f"{estimate.runs}{other}"))
+    yield from columns(rows)
+    ahead = spending.ahead(outlook.steps, outlook.seconds, outlook.limits)
+    yield one_line(f"In all: {ahead}.")
+    yield from (one_line(f"{line}.") for line in spending.projected(outlook.projections))
 
 
 def _document(step: "PlannedStep") -> dict[str, Json]:

@@ -29,6 +29,7 @@ def render_report(view: SessionView, root: Path = Path()) -> str:
         return "# No session yet\n"
     lines = [
         *_top(view, root),
+        *_changes(view),
         *_filters(view),
         *_table(view),
         *(line for step in view.evaluations for line in evaluation_section(step)),
@@ -63,6 +64,17 @@ def _next(view: SessionView, root: Path) -> list[str]:
     lines = ["**What to do now**", ""]
     for step in steps:
         lines += block(prose(step.why), [step.command])
+    return lines
+
+
+def _changes(view: SessionView) -> list[str]:
+    """Every field in which the session is of more than one plan."""
+    if not view.acceptances:
+        return []
+    lines = ["## Changes of the plan", ""]
+    for accepted in view.acceptances:
+        who = f"{accepted.author}, {f.moment(accepted.at)}: {accepted.reason}"
+        lines += block(prose(who), accepted.changes)
     return lines
 
 
@@ -152,6 +164,7 @@ def _environment(view: SessionView) -> list[str]:
         ("fingerprint", view.fingerprint),
         ("overrides", " ".join(view.overrides)),
         ("git", str(view.versions.get("git_sha", ""))),
+        ("crash certificate", outcome.certificate(view)),
         ("seed", json_line(plan.get("seed"))),
         ("model", json_line(plan.get("model"))),
         ("engine", json_line(plan.get("engine"))),

@@ -12,7 +12,7 @@ from pathlib import Path
 from runbook.errors import ConfigError
 from runbook.report import evaluation, spending
 from runbook.report import figures as f
-from runbook.report.session import ReviewView, SessionView, StepView
+from runbook.report.session import AcceptanceView, ReviewView, SessionView, StepView
 from runbook.state import Status
 from runbook.workspace import Workspace
 
@@ -70,7 +70,7 @@ def title(view: SessionView) -> str:
 
 def sentences(view: SessionView) -> list[str]:
     """What a person must know first: why it stopped, what training gave, who overrode what."""
-    told = []
+    told = [_accepted(acceptance) for acceptance in view.acceptances]
     now = view.outcome
     if now.state == "running":
         told.append(_running(view))
@@ -99,6 +99,21 @@ def _pod(view: SessionView) -> list[str]:
     if stop.rc != 0:
         told += f"; the command {'did not end' if stop.rc is None else f'exited with {stop.rc}'}"
     return [f"{told}. 'runbook status --verify-pod' elsewhere asks again."]
+
+
+def _accepted(acceptance: AcceptanceView) -> str:
+    """That the session is not of one plan, since when, by whose word, in what."""
+    most = 3
+    fields = "; ".join(acceptance.changes[:most])
+    more = len(acceptance.changes) - most
+    told = f"{fields}; and {more} more" if more > 0 else fields
+    anew = [f"made anew: {', '.join(acceptance.invalidated)}"] if acceptance.invalidated else []
+    if acceptance.rejudged:
+        again = [f"{name} (it was: {was})" if was else name for name, was in acceptance.rejudged]
+        anew.append(f"judged again: {', '.join(again)}")
+    follows = "; ".join(anew) or "nothing was made or judged again for it"
+    who = f"{acceptance.author} accepted a changed plan at {f.moment(acceptance.at)}"
+    return f"{who} ({acceptance.reason}): {told}. {follows[0].upper()}{follows[1:]}."
 
 
 def _running(view: SessionView) -> str:
@@ -183,6 +198,17 @@ def cost(view: SessionView) -> str:
     return f"{', '.join(told)}.{spent}"
 
 
+def certificate(view: SessionView) -> str:
+    """What ``selftest --chaos`` found on this volume, and of which version."""
+    found = view.certificate
+    if not found:
+        return "none; runbook selftest --chaos makes one"
+    verdict = "nothing lost or done twice" if found.get("passed") is True else "FAILED"
+    told = f"{verdict} in {found.get('tried')} of {found.get('places')} faults"
+    told += f", {found.get('file_system')}, fsync {found.get('fsync_ms')} ms"
+    return f"{told}; {str(found.get('wall'))[:10]}, {str(found.get('git_sha'))[:12]}"
+
+
 def main_file(step: StepView) -> str:
     """The one file of a step to look at: its evaluation, or the first thing it made."""
     if step.comparison and step.judged:
@@ -243,7 +269,7 @@ def _again(view: SessionView, root: Path) -> NextStep:
         case "error" if now.exit_code == ConfigError.code:
             told = (
                 f"Read {_log(view)} and mend the cause. Where that changes the runbook or a file "
-                "it names, begin in a new workspace; else the same command goes on:"
+                "it names, add --accept-changes REASON to the command that goes on:"
             )
             return NextStep(told, run)
         case "error" | "no progress":

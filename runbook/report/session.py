@@ -72,6 +72,8 @@ class ReviewView:
     reason: str
     path: str
     decisions: tuple[ev.ReviewDecided, ...]
+    superseded: bool = False
+    """Whether a change of the plan has since taken back what it was asked about."""
 
     @property
     def allowed(self) -> tuple[str, ...]:
@@ -114,7 +116,8 @@ class StepView:
     def override(self) -> ev.ReviewDecided | None:
         """A person's word that the newest attempt passed by."""
         number = self.last.number if self.last else 0
-        mine = [d for r in self.reviews if r.attempt == number for d in r.decisions]
+        held = [r for r in self.reviews if r.attempt == number and not r.superseded]
+        mine = [d for r in held for d in r.decisions]
         return next((d for d in mine if d.action == "override"), None)
 
     @property
@@ -125,6 +128,22 @@ class StepView:
     def artifact(self, name: str) -> Artifact | None:
         """What the step made under this name."""
         return next((a for a in self.artifacts if a.name == name), None)
+
+
+@dataclass(frozen=True)
+class AcceptanceView:
+    """A change of the plan while the session was under way, accepted on record."""
+
+    at: str
+    """Wall time, UTC."""
+    author: str
+    reason: str
+    changes: tuple[str, ...]
+    """Each changed field, as ``a.b: old -> new``."""
+    invalidated: tuple[str, ...]
+    """Steps that began anew."""
+    rejudged: tuple[tuple[str, str], ...]
+    """Steps whose gate is judged again, each with the verdict that went; empty without one."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +167,9 @@ class SessionView:
     overrides: tuple[str, ...] = ()
     fingerprint: str = ""
     plan: Mapping[str, Json] = field(default_factory=dict)
-    """``runbook.fingerprint.plan_document``."""
+    """``runbook.fingerprint.plan_document``, as accepted last."""
+    acceptances: tuple[AcceptanceView, ...] = ()
+    """Where there are any, no one plan holds for the whole session."""
     versions: Mapping[str, Json] = field(default_factory=dict)
     """``runbook.manifest.provenance``."""
     began: str = ""
@@ -158,9 +179,13 @@ class SessionView:
     """Time in which an executor was at work."""
     spent: Spent = field(default_factory=Spent)
     """With what is reserved."""
+    ahead: float = 0.0
+    """Seconds of ``spent`` that are reserved and not worked yet."""
     limits: Limits = field(default_factory=Limits)
     """As the newest start of an executor declared them."""
     outcome: Outcome = Outcome()
+    certificate: Mapping[str, Json] = field(default_factory=dict)
+    """Summary of the volume's crash certificate; empty where none was made."""
     pod_stop: ev.PodStopRequested | None = None
     """The newest wish to stop the pod."""
     steps: tuple[StepView, ...] = ()
@@ -184,7 +209,7 @@ class SessionView:
         """The review without which the session does not go on."""
         if self.outcome.reason != "review" or self.outcome.decided:
             return None
-        reviews = (r for step in self.steps for r in step.reviews)
+        reviews = (r for step in self.steps for r in step.reviews if not r.superseded)
         return next((r for r in reviews if not r.decisions and r.review_id), None)
 
     @property

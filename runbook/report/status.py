@@ -1,6 +1,7 @@
 """A session on one screen of a terminal: how it stands, a line for each step, what to do next."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
 from runbook.control import Heartbeat
@@ -26,7 +27,11 @@ SILENT_S = 60.0
 
 
 def render_status(
-    view: SessionView, root: Path, beat: Heartbeat | None = None, now: float = 0.0
+    view: SessionView,
+    root: Path,
+    beat: Heartbeat | None = None,
+    now: float = 0.0,
+    projected: Sequence[str] = (),
 ) -> str:
     """The screen, without a newline at its end.
 
@@ -35,6 +40,7 @@ def render_status(
         root: the workspace, for paths and commands.
         beat: the executor's last sign of life.
         now: seconds since the epoch, to tell how old it is.
+        projected: what is still to come, against the limits.
     """
     if view.outcome.state == "none":
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
@@ -42,6 +48,7 @@ def render_status(
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
     lines += [*_batches(view), *_alive(beat, now), *_cost(view)]
+    lines += [f"  {one_line(told)}" for told in projected]
     found = [(label, str(root / path)) for label, path in outcome.reading(view)]
     if found:
         lines += ["", "Read:", *columns(found)]

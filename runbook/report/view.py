@@ -1,23 +1,26 @@
 """A journal's entries to the view of its session, without the runbook file.
 
-``SessionStarted.plan`` says what was planned, the other facts what happened. Nothing is judged or
-computed anew here but sums, and differences between the parameters of two attempts.
+``SessionStarted.plan``, or what was accepted in its place, says what was planned, the other facts
+what happened. Nothing is judged or computed anew here but sums, and differences between the
+parameters of two attempts.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 from runbook import budget
 from runbook import events as ev
 from runbook.artifacts import canonical_json
 from runbook.budget import Limits
+from runbook.changes import agreed_plan
 from runbook.contract import Json
 from runbook.journal import Entry, seconds_spent
 from runbook.params import all_params
 from runbook.report.criteria import criterion_view
 from runbook.report.figures import mapping
 from runbook.report.session import (
+    AcceptanceView,
     AttemptView,
     Change,
     Outcome,
@@ -38,7 +41,6 @@ _FOLLOWS: Mapping[type[ev.Event], Status] = {
     ev.GateJudged: Status.JUDGED,
     ev.StepPassed: Status.PASSED,
     ev.StepSkipped: Status.SKIPPED,
-    ev.SampleExtended: Status.PENDING,
 }
 """What a fact makes of its step, where nothing else is said of it."""
 
@@ -52,27 +54,33 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
     # Key order is normalised: a line just appended must be shown like one read from disk.
     known = [ev.from_body(json.loads(canonical_json(dict(e.body)))) for e in entries]
     session = next(iter(_all(known, ev.SessionStarted)), None)
-    if session is None:
+    agreed = agreed_plan(known)
+    if session is None or agreed is None:
         return SessionView()
-    plan = mapping(session.plan)
-    limits = [session.limits, *(fact.limits for fact in _all(known, ev.SessionResumed))]
+    plan = mapping(agreed.plan)
+    resumed = _all(known, ev.SessionResumed)
+    certificates = [session.certificate, *(fact.certificate for fact in resumed)]
+    limits = [session.limits, *(fact.limits for fact in resumed)]
     sampled = [f for f in _all(known, ev.StepFinished) if f.samples]
     return SessionView(
         run_id=session.run_id,
         name=session.name,
-        runbook=session.runbook,
-        overrides=session.overrides,
-        fingerprint=session.fingerprint,
+        runbook=agreed.runbook,
+        overrides=agreed.overrides,
+        fingerprint=agreed.fingerprint,
         plan=plan,
+        acceptances=tuple(_acceptances(entries, known)),
         versions=session.versions,
         began=entries[0].wall,
         updated=entries[-1].wall,
         seconds=seconds_spent(entries),
         spent=budget.spent(known),
+        ahead=_ahead(known),
         limits=Limits.of(limits[-1]),
         outcome=_outcome(known),
+        certificate=certificates[-1],
         pod_stop=next(iter(reversed(_all(known, ev.PodStopRequested))), None),
-        steps=_steps(plan, known),
+        steps=_steps(plan, known, mapping(session.plan)),
         samples=sampled[-1].samples if sampled else (),
         samples_of=sampled[-1].step if sampled else "",
     )
@@ -86,7 +94,7 @@ def _outcome(known: Iterable[ev.Event]) -> Outcome:
     now = Outcome("running")
     for fact in known:
         match fact:
-            case ev.SessionResumed():
+            case ev.SessionResumed() | ev.PlanAccepted():
                 now = Outcome("running")
             case ev.SessionStopped():
                 now = Outcome("stopped", fact.exit_code, fact.reason, fact.detail)
@@ -97,54 +105,127 @@ def _outcome(known: Iterable[ev.Event]) -> Outcome:
     return now
 
 
-def _steps(plan: Mapping[str, Json], known: Sequence[ev.Event]) -> tuple[StepView, ...]:
+def _acceptances(entries: Sequence[Entry], known: Sequence[ev.Event]) -> Iterator[AcceptanceView]:
+    verdicts: dict[str, str] = {}
+    owner: dict[str, str] = {}
+    for entry, fact in zip(entries, known, strict=True):
+        match fact:
+            case ev.GateJudged():
+                verdicts[fact.step] = fact.verdict
+            case ev.ReviewRequested():
+                owner[fact.review_id] = fact.step
+            case ev.ReviewDecided(action="override", review_id=name) if name in owner:
+                verdicts[owner[name]] = f"{verdicts.get(owner[name], '')}, overridden"
+            case ev.PlanAccepted():
+                again = tuple((name, verdicts.get(name, "")) for name in fact.rejudged)
+                told = (fact.author, fact.reason, fact.changes, fact.invalidated)
+                yield AcceptanceView(entry.wall, *told, again)
+
+
+def _ahead(known: Iterable[ev.Event]) -> float:
+    ahead = 0.0
+    for fact in known:
+        match fact:
+            case ev.SessionStarted() | ev.SessionResumed():
+                ahead = 0.0
+            case ev.TimeLeased():
+                ahead = fact.ahead_s
+    return ahead
+
+
+def _steps(
+    plan: Mapping[str, Json], known: Sequence[ev.Event], first: Mapping[str, Json]
+) -> tuple[StepView, ...]:
+    """``first`` is the plan that the session began with."""
     documents = mapping(plan.get("steps"))
     facts: dict[str, list[ev.Event]] = {str(name): [] for name in plan.get("order") or ()}
     owner = {r.review_id: r.step for r in _all(known, ev.ReviewRequested)}
+    superseded: set[str] = set()
     for fact in known:
         name = getattr(fact, "step", None) or owner.get(getattr(fact, "review_id", ""))
         if name:
             facts.setdefault(name, []).append(fact)
-    rerun = {name: str(mapping(documents.get(name)).get("rerun_from") or name) for name in facts}
-    statuses = _statuses(known, rerun, owner)
+        if isinstance(fact, ev.PlanAccepted):
+            for step in (*fact.invalidated, *fact.rejudged):
+                mine = facts.setdefault(step, [])
+                superseded |= {r.review_id for r in _all(mine, ev.ReviewRequested)}
+            for step in fact.rejudged:
+                facts[step] = _unjudged(facts[step])
+    statuses = _statuses(known, first, owner)
     return tuple(
-        _step(name, mapping(documents.get(name)), mine, statuses.get(name, Status.PENDING))
+        _step(
+            name,
+            mapping(documents.get(name)),
+            mine,
+            statuses.get(name, Status.PENDING),
+            superseded,
+        )
         for name, mine in facts.items()
     )
 
 
+def _unjudged(mine: list[ev.Event]) -> list[ev.Event]:
+    """Without the verdict on the newest attempt, which is judged again by other rules."""
+    newest = max((s.attempt for s in _all(mine, ev.StepStarted)), default=0)
+    return [f for f in mine if not (isinstance(f, ev.GateJudged) and f.attempt == newest)]
+
+
 def _statuses(
-    known: Iterable[ev.Event], rerun_from: Mapping[str, str], owner: Mapping[str, str]
+    known: Iterable[ev.Event], plan: Mapping[str, Json], owner: Mapping[str, str]
 ) -> dict[str, Status]:
     """How each step stands, as ``runbook.machine.apply`` says it."""
     now: dict[str, Status] = {}
     for fact in known:
         match fact:
+            case ev.PlanAccepted():
+                plan = mapping(fact.plan)
+                now |= dict.fromkeys(fact.invalidated, Status.PENDING)
+                now |= dict.fromkeys(fact.rejudged, Status.FINISHED)
             case ev.GateJudged(step=step, verdict="pass", sentinel=False):
                 now[step] = Status.PASSED
             case ev.Adjusted(step=step):
-                now |= _again(now, rerun_from, step)
+                now |= _again(now, plan, step)
             case ev.ReviewDecided(action="retry", review_id=name) if name in owner:
-                now |= _again(now, rerun_from, owner[name])
+                now |= _again(now, plan, owner[name])
             case ev.ReviewDecided(action="override", review_id=name) if name in owner:
                 now[owner[name]] = Status.PASSED
+            case ev.SampleExtended(step=step):
+                now |= {step: Status.PENDING, **_readers(now, plan, {step})}
             case _ if type(fact) in _FOLLOWS:
                 now[getattr(fact, "step", "")] = _FOLLOWS[type(fact)]
     return now
 
 
-def _again(
-    now: Mapping[str, Status], rerun_from: Mapping[str, str], step: str
+def _again(now: Mapping[str, Status], plan: Mapping[str, Json], step: str) -> dict[str, Status]:
+    """The steps that a retry of this step's gate runs again, and those that read them."""
+    order = [str(name) for name in plan.get("order") or ()]
+    rerun_from = str(mapping(mapping(plan.get("steps")).get(step)).get("rerun_from") or step)
+    if step not in order or rerun_from not in order:
+        return {}
+    names = set(order[order.index(rerun_from) : order.index(step) + 1])
+    mine = {n: Status.PENDING for n in order if n in names and now.get(n) is not Status.SKIPPED}
+    return {**mine, **_readers(now, plan, names)}
+
+
+def _readers(
+    now: Mapping[str, Status], plan: Mapping[str, Json], made_anew: set[str]
 ) -> dict[str, Status]:
-    """The steps that a retry of this step's gate runs again."""
-    order = list(rerun_from)
-    first, last = order.index(rerun_from[step]), order.index(step)
-    names = order[first : last + 1]
-    return {n: Status.PENDING for n in names if now.get(n) is not Status.SKIPPED}
+    """The later steps that had begun on what is made anew: possible after a changed plan alone."""
+    stale = set(made_anew)
+    for name in plan.get("order") or ():
+        inputs = mapping(mapping(plan.get("steps")).get(name)).get("inputs") or ()
+        if stale.intersection(inputs):
+            stale.add(str(name))
+    begun = {n for n in stale - made_anew if now.get(n) not in (None, Status.SKIPPED)}
+    return dict.fromkeys(begun, Status.PENDING)
 
 
 def _step(
-    name: str, document: Mapping[str, Json], mine: list[ev.Event], status: Status
+    name: str,
+    document: Mapping[str, Json],
+    mine: list[ev.Event],
+    status: Status,
+    superseded: set[str],
 ) -> StepView:
     finished = _all(mine, ev.StepFinished)
     skipped = _all(mine, ev.StepSkipped)
@@ -159,7 +240,7 @@ def _step(
         attempts=_attempts(mine),
         adjustments=tuple(_all(mine, ev.Adjusted)),
         adjustable=mapping(document.get("adjustable")),
-        reviews=_reviews(mine),
+        reviews=_reviews(mine, superseded),
         skipped=skipped[-1].why if skipped else "",
         tokens=sum(tokens.values()),
         seconds=sum(f.seconds for f in finished),
@@ -171,7 +252,7 @@ def _step(
     )
 
 
-def _reviews(mine: list[ev.Event]) -> tuple[ReviewView, ...]:
+def _reviews(mine: list[ev.Event], superseded: set[str]) -> tuple[ReviewView, ...]:
     decided = _all(mine, ev.ReviewDecided)
     return tuple(
         ReviewView(
@@ -181,6 +262,7 @@ def _reviews(mine: list[ev.Event]) -> tuple[ReviewView, ...]:
             asked.reason,
             asked.path,
             tuple(d for d in decided if d.review_id == asked.review_id),
+            asked.review_id in superseded,
         )
         for asked in _all(mine, ev.ReviewRequested)
     )
