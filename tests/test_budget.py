@@ -1,0 +1,208 @@
+"""The budget: reserved before it is spent, never beyond a limit, counted over every resume."""
+
+import math
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from runbook import events as ev
+from runbook.budget import LEASE_S, Limits, Spent, review_left, seconds_left, spent
+from runbook.clock import Clock
+from runbook.ledger import Ledger
+
+HOUR = 3600.0
+
+
+class Book:
+    """The facts of a session, and one executor after another that adds to them."""
+
+    def __init__(self, limits: Limits, request_usd: float = 0.0) -> None:
+        self.facts: list[ev.Event] = []
+        self.now = 0.0
+        self._limits = limits
+        self._request_usd = request_usd
+        self.ledger = self.begin()
+
+    def begin(self) -> Ledger:
+        """A new executor; what the one before left open counts as spent."""
+        self.facts.append(ev.SessionResumed())
+        clock = Clock(monotonic=lambda: self.now)
+        ledger = Ledger(
+            self._limits,
+            clock,
+            lambda: self.facts,
+            self.facts.append,
+            request_usd=self._request_usd,
+        )
+        self.ledger = ledger
+        return ledger
+
+
+def test_a_lease_never_reaches_beyond_the_limit() -> None:
+    """The last slice is what is left, and behind it there is none."""
+    book = Book(Limits(wall_clock_s=500.0))
+
+    assert book.ledger.lease()
+    assert math.isinf(book.ledger.deadline)
+    book.now = 200.0
+    assert book.ledger.lease()
+    book.now = 360.0
+    assert book.ledger.lease()
+
+    assert book.ledger.deadline == 500.0
+    book.now = 500.0
+    assert not book.ledger.lease()
+    assert book.ledger.exhausted(terminal=False) == "wall clock: 500 s of 500 s spent"
+
+
+def test_a_killed_executors_lease_is_spent_whole() -> None:
+    """Nobody knows how long it lived, so it cost what it had reserved."""
+    book = Book(Limits(wall_clock_s=1000.0))
+    book.ledger.lease()
+    book.now = 10.0
+
+    book.begin()
+
+    assert spent(book.facts).seconds == LEASE_S
+    assert book.ledger.seconds_left(terminal=True) == 1000.0 - LEASE_S
+
+
+def test_a_settled_lease_costs_what_was_used() -> None:
+    """An executor that ends by itself gives the rest back."""
+    book = Book(Limits(wall_clock_s=1000.0))
+    book.ledger.lease()
+    book.now = 10.0
+    book.ledger.settle()
+
+    assert spent(book.facts).seconds == 10.0
+
+
+def test_the_terminal_reserve_is_for_terminal_steps_alone() -> None:
+    """Other steps end before it; evaluation then still has it."""
+    book = Book(Limits(wall_clock_s=200.0, reserve_s=60.0))
+
+    assert book.ledger.lease()
+    assert book.ledger.deadline == 140.0
+    book.now = 140.0
+    assert not book.ledger.lease()
+    assert "60 s of it held back" in book.ledger.exhausted(terminal=False)
+    assert book.ledger.lease(terminal=True)
+    assert book.ledger.deadline == 200.0
+
+
+@pytest.mark.parametrize(
+    ("limits", "left"),
+    [
+        (Limits(), math.inf),
+        (Limits(wall_clock_s=HOUR), 1800.0),
+        (Limits(gpu_hours=4.0, gpus=4), 1800.0),
+        (Limits(gpu_hours=4.0), math.inf),
+        (Limits(usd=2.0, usd_per_hour=2.0), 900.0),
+        (Limits(usd=2.0), math.inf),
+        (Limits(wall_clock_s=HOUR, gpu_hours=1.0, gpus=1, usd=9.0, usd_per_hour=1.0), 1800.0),
+    ],
+)
+def test_the_nearest_limit_counts(limits: Limits, left: float) -> None:
+    """Of wall clock, GPU-hours and dollars the one that ends first; half an hour, $0.50 spent."""
+    assert seconds_left(limits, Spent(1800.0, 0.5, 1), terminal=True) == pytest.approx(left)
+
+
+def test_reviews_have_a_limit_of_their_own_and_share_the_whole() -> None:
+    """A review is refused by either, with the reserve's own price held back."""
+    now = Spent(HOUR, 1.0, 2)
+
+    assert review_left(Limits(review_usd=1.5), now) == 0.5
+    assert review_left(Limits(usd=5.0, usd_per_hour=2.0), now) == 2.0
+    assert review_left(Limits(usd=5.0, usd_per_hour=2.0, reserve_s=HOUR), now) == 0.0
+    assert math.isinf(review_left(Limits(), now))
+
+
+def test_a_request_is_on_record_before_it_leaves() -> None:
+    """Reserve returns with the intent and its worst cost already among the facts."""
+    book = Book(Limits(review_usd=1.0), request_usd=0.6)
+    account = book.ledger.account("a-1")
+
+    assert account.reserve("k") == ""
+    assert book.facts[-1] == ev.RequestSent("a-1", "k", 1, 0.6)
+    assert "may cost $0.60, and $0.40" in account.reserve("other")
+    account.settle("k")
+    assert book.facts[-1] == ev.RequestSettled("a-1", "k", 1, 0.6)
+    assert spent(book.facts) == Spent(0.0, 0.6, 1)
+
+
+def test_a_request_whose_end_is_unknown_is_repeated_once() -> None:
+    """Killed twice between asking and hearing, a person must decide."""
+    book = Book(Limits(), request_usd=0.5)
+    told = []
+    for _ in range(3):
+        told.append(book.ledger.account("a-1").reserve("k"))
+        book.begin()
+
+    assert told[:2] == ["", ""]
+    assert "asked 2 times and no end of that is known" in told[2]
+    assert spent(book.facts).review_usd == 1.0
+
+
+Act = Callable[[Book], object]
+ACTS: dict[str, Act] = {
+    "work": lambda book: _work(book, 70.0),
+    "work long": lambda book: _work(book, 400.0),
+    "terminal": lambda book: book.ledger.lease(terminal=True),
+    "kill": lambda book: book.begin(),
+    "settle": lambda book: (book.ledger.settle(), book.begin()),
+    "ask": lambda book: book.ledger.account("a-1").reserve(str(len(book.facts))),
+}
+
+
+def _work(book: Book, seconds: float) -> None:
+    """Work as a supervised child does: it is ended at the deadline, and asks at each tick."""
+    end = book.now + seconds
+    while book.now < end and book.ledger.lease():
+        book.now = min(end, book.ledger.deadline, book.now + 20.0)
+
+
+LIMITS = st.builds(
+    Limits,
+    wall_clock_s=st.none() | st.floats(1, 3000),
+    usd=st.none() | st.floats(0.01, 3),
+    review_usd=st.none() | st.floats(0, 2),
+    usd_per_hour=st.sampled_from([0.0, 2.0]),
+    gpu_hours=st.none() | st.floats(0.01, 2),
+    gpus=st.integers(0, 4),
+    reserve_s=st.floats(0, 600),
+)
+
+
+@given(limits=LIMITS, acts=st.lists(st.sampled_from(sorted(ACTS)), max_size=12))
+def test_no_prefix_of_the_journal_exceeds_a_limit(limits: Limits, acts: list[str]) -> None:
+    """Spent and reserved together stay within every limit, whatever happens and whenever killed."""
+    book = Book(limits, request_usd=0.3)
+    for act in acts:
+        ACTS[act](book)
+
+    for length in range(len(book.facts) + 1):
+        now = spent(book.facts[:length])
+        near = 1e-6
+        assert limits.wall_clock_s is None or now.seconds <= limits.wall_clock_s + near
+        assert limits.review_usd is None or now.review_usd <= limits.review_usd + near
+        if limits.usd is not None and limits.usd_per_hour:
+            assert now.usd(limits) <= limits.usd + near
+        if limits.gpu_hours is not None and limits.gpus:
+            assert now.gpu_hours(limits) <= limits.gpu_hours + near
+
+
+@given(limits=LIMITS, acts=st.lists(st.sampled_from(sorted(ACTS)), max_size=12))
+def test_spend_never_goes_down_but_by_settling(limits: Limits, acts: list[str]) -> None:
+    """What was spent stays spent over every resume; only an unused lease is given back."""
+    book = Book(limits, request_usd=0.3)
+    for act in acts:
+        ACTS[act](book)
+
+    totals = [spent(book.facts[:n]) for n in range(len(book.facts) + 1)]
+    for (before, after), fact in zip(pairwise(totals), book.facts, strict=True):
+        assert after.review_usd >= before.review_usd
+        gives_back = isinstance(fact, ev.TimeLeased)
+        assert gives_back or after.seconds >= before.seconds
