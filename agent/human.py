@@ -4,10 +4,14 @@ It never decides. A person answers with ``runbook review decide``.
 """
 
 import json
+import re
 import shlex
 
 from runbook.artifacts import write_text
 from runbook.contract import Attempt, Json, ReviewRequest
+
+_MARKUP = re.compile(r"<(?![ =])|[\[`*]")
+"""What would begin a tag, a link, code or emphasis; a threshold's ``< 0.1`` does not."""
 
 
 def ask(request: ReviewRequest) -> None:
@@ -88,8 +92,9 @@ def _criterion(criterion: Json) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line that cannot end a table cell, in ASCII."""
-    return _escaped(text)[1:-1].replace("|", "/")
+    """One line that cannot end a table cell or become markup, in ASCII."""
+    line = _escaped(text)[1:-1].replace("|", "/")
+    return _MARKUP.sub(r"\\\g<0>", line)
 
 
 def _escaped(value: Json) -> str:

@@ -2,17 +2,57 @@
 
 It reads syntax trees, imports nothing and runs nothing. It sees what is written plainly: a name
 built at run time, or a loader hidden in another package, escapes it.
+
+It is asked before every step, so the same bytes are parsed once a process, and a tree is walked
+only where the text could spell something that a rule looks for. What cannot be parsed is a finding.
 """
 
 import ast
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
 _LOADED: Final = re.compile(r"Auto(Model|Tokenizer|Config)\w*|\w+ForCausalLM|\w*Tokenizer(Fast)?")
 _PROMPT: Final = re.compile(r"\b(Instruction|Response|Label):|###END###")
+_NAMES: Final = (
+    "transformers",
+    "peft",
+    "from_pretrained",
+    "chat_template",
+    "setattr",
+    "label_logps",
+    "softmax",
+    "logits",
+    "logprobs",
+)
+"""A part of each name that a rule cannot do without. An identifier has one spelling in ASCII."""
+_TEXTS: Final = ("Instruction:", "Response:", "Label:", "###END###")
+"""What ``_PROMPT`` finds."""
+_LOOKED_AT: Final = (ast.ImportFrom, ast.Attribute, ast.Call, ast.FunctionDef, ast.Constant)
+_Found = tuple[int, str, str]
+"""Line, rule, what."""
+
+
+def _spelled(text: str) -> str:
+    """A pattern for source that may spell a text: whole, or cut by a literal's end or an escape."""
+    cut = "|".join(re.escape(text[:end]) for end in range(len(text) - 1, 0, -1))
+    return rf"""{re.escape(text)}|(?:{cut})["'\\]"""
+
+
+_TRACE: Final = re.compile(
+    "|".join(
+        (
+            # Bytes that may be other characters than they seem.
+            r"[^\x00-\x7f]|\A[^\n]*\n?[^\n]*coding[:=]|\\[0-7xuUN]",
+            *_NAMES,
+            *map(_spelled, _TEXTS),
+        )
+    ).encode()
+)
+"""Found in the bytes of every file in which a rule finds something."""
 
 CANONICAL: Final[Mapping[str, str]] = {
     "loader": "phases.base_model.load_base_model",
@@ -54,30 +94,38 @@ def find_violations(sources: Iterable[Path], home: Path) -> tuple[Finding, ...]:
 
 
 def _in_file(path: Path, home: Path) -> Iterator[Finding]:
-    own = path.name if path.resolve().parent == home.resolve() else ""
     if not path.is_file():
         # A pipe would be waited for.
         yield Finding(path, 1, "loader", "unreadable: it is no regular file")
         return
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        found = _in_source(path.read_bytes(), str(path))
     except (OSError, SyntaxError, ValueError) as error:
         yield Finding(path, getattr(error, "lineno", None) or 1, "loader", f"unreadable: {error}")
         return
-    for line, rule, what in _in_tree(tree):
+    own = path.name if found and path.resolve().parent == home.resolve() else ""
+    for line, rule, what in found:
         if own not in _AT_HOME[rule]:
             yield Finding(path, line, rule, what)
 
 
-def _in_tree(tree: ast.Module) -> Iterator[tuple[int, str, str]]:
-    prose = _docstrings(tree)
-    for node in ast.walk(tree):
-        if id(node) not in prose:
+@lru_cache(maxsize=1 << 12)
+def _in_source(data: bytes, name: str) -> tuple[_Found, ...]:
+    """Raises SyntaxError or ValueError for what is no Python."""
+    tree = ast.parse(data, filename=name)
+    return tuple(_in_tree(tree)) if _TRACE.search(data) else ()
+
+
+def _in_tree(tree: ast.Module) -> Iterator[_Found]:
+    nodes = list(ast.walk(tree))
+    prose = _docstrings(nodes)
+    for node in nodes:
+        if isinstance(node, _LOOKED_AT) and id(node) not in prose:
             yield from _loads(node)
             yield from _scores_or_prompts(node)
 
 
-def _loads(node: ast.AST) -> Iterator[tuple[int, str, str]]:
+def _loads(node: ast.AST) -> Iterator[_Found]:
     match node:
         case ast.ImportFrom(module=str(module), names=names) if _is_hub(module):
             for name in names:
@@ -93,7 +141,7 @@ def _loads(node: ast.AST) -> Iterator[tuple[int, str, str]]:
             yield node.lineno, "template", "sets chat_template"
 
 
-def _scores_or_prompts(node: ast.AST) -> Iterator[tuple[int, str, str]]:
+def _scores_or_prompts(node: ast.AST) -> Iterator[_Found]:
     match node:
         case ast.Call(func=ast.Attribute(attr="label_logps")):
             yield node.lineno, "scorer", "reads label probabilities"
@@ -116,7 +164,7 @@ def _scores(function: ast.FunctionDef) -> bool:
     return {"A", "B"} <= labels and bool(reads & {"log_softmax", "softmax", "logits", "logprobs"})
 
 
-def _docstrings(tree: ast.Module) -> set[int]:
+def _docstrings(nodes: Iterable[ast.AST]) -> set[int]:
     """The ids of the strings that stand alone, as documentation does."""
-    alone = (n.value for n in ast.walk(tree) if isinstance(n, ast.Expr))
+    alone = (n.value for n in nodes if isinstance(n, ast.Expr))
     return {id(value) for value in alone if isinstance(value, ast.Constant)}

@@ -2,7 +2,8 @@
 
 Rule: a number that enters a verdict is computed here and nowhere else, from counts of successes,
 never from rates that were rounded before. Degenerate input has a stated answer (no items, no
-discordant pair) or is refused; nothing is dropped silently.
+discordant pair) or is refused; nothing is dropped silently. scipy and numpy are slow to import, so
+a function that needs them imports them: a gate of counts, rates and plain statistics does without.
 Not here: which numbers pass. Thresholds belong to the gate that declares them.
 """
 
@@ -10,10 +11,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from numbers import Integral
+from statistics import NormalDist
 from typing import Any, Literal
-
-import numpy as np
-from scipy import optimize, stats
 
 CONFIDENCE = 0.95
 """Of every interval in a `PairedComparison`."""
@@ -87,6 +86,8 @@ def auc(good: Sequence[float], bad: Sequence[float]) -> float:
     The area under the ROC curve, by the Mann-Whitney statistic. Raises ValueError where either is
     empty or a score is not finite.
     """
+    from scipy import stats  # noqa: PLC0415 - slow, and few gates need it
+
     _check_scores(good=good, bad=bad)
     found = stats.mannwhitneyu(list(good), list(bad)).statistic
     return float(found) / (len(good) * len(bad))
@@ -99,6 +100,8 @@ def auc_bound(area: float, good: int, bad: int, confidence: float = CONFIDENCE) 
     and McNeil's variance taken there. So an AUC of 1 has a bound below 1, as a rate of 1 has.
     Raises ValueError for an area outside [0, 1] or no items.
     """
+    from scipy import optimize  # noqa: PLC0415 - slow, and few gates need it
+
     if not 0 <= area <= 1:
         raise ValueError(f"auc_bound: the area is {area!r}; give a share between 0 and 1.")
     _check_counts(good=good, bad=bad)
@@ -122,6 +125,8 @@ def mcnemar_chi2(n01: int, n10: int) -> tuple[float, float]:
     chi2 = max(|n01 - n10| - 1, 0)^2 / (n01 + n10). The max keeps the correction from turning
     no difference into one: equal counts give (0, 1), and so does no discordant pair.
     """
+    from scipy import stats  # noqa: PLC0415 - slow, and few gates need it
+
     _check_counts(n01=n01, n10=n10)
     if n01 + n10 == 0:
         return 0.0, 1.0
@@ -131,6 +136,8 @@ def mcnemar_chi2(n01: int, n10: int) -> tuple[float, float]:
 
 def mcnemar_exact(n01: int, n10: int) -> float:
     """Return the two-sided exact p-value: n01 is Binomial(n01 + n10, 1/2) if nothing changed."""
+    from scipy import stats  # noqa: PLC0415 - slow, and few gates need it
+
     _check_counts(n01=n01, n10=n10)
     if n01 + n10 == 0:
         return 1.0
@@ -150,6 +157,8 @@ def benjamini_hochberg(p_values: Sequence[float]) -> tuple[float, ...]:
 
     Benjamini and Hochberg 1995, step-up. Raises ValueError for none, or one outside [0, 1].
     """
+    from scipy import stats  # noqa: PLC0415 - slow, and few gates need it
+
     if not len(p_values) or not all(0 <= p <= 1 for p in p_values):
         raise ValueError(
             f"benjamini_hochberg: got {list(p_values)!r}; give one or more p-values in [0, 1]."
@@ -226,6 +235,8 @@ def _bootstrap_lift(n01: int, n10: int, n: int, draws: int, seed: int) -> tuple[
     An item adds +1, -1 or 0 to the lift, so the counts of a resample of n items are exactly
     multinomial over these three cells: nothing is approximated by drawing the counts themselves.
     """
+    import numpy as np  # noqa: PLC0415 - slow, and few gates need it
+
     rng = np.random.default_rng(seed)
     cells = rng.multinomial(n, [n01 / n, n10 / n, (n - n01 - n10) / n], size=draws)
     lifts = (cells[:, 0] - cells[:, 1]) / n
@@ -251,7 +262,7 @@ def _score_interval(successes: int, n: int, z: float) -> tuple[float, float]:
 def _normal_quantile(confidence: float, tails: Literal[1, 2]) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"wilson: confidence is {confidence!r}; give a share such as 0.95.")
-    return float(stats.norm.isf((1 - confidence) / tails))
+    return -NormalDist().inv_cdf((1 - confidence) / tails)
 
 
 def _check_counts(**counts: int) -> None:
@@ -272,6 +283,8 @@ def _check_scores(**columns: Sequence[float]) -> None:
 def _check_columns(
     base: Sequence[bool], tuned: Sequence[bool], kinds: Sequence[str] | None
 ) -> None:
+    import numpy as np  # noqa: PLC0415 - slow, and few gates need it
+
     if not len(base):
         raise ValueError("paired_comparison: no items; evaluate the held-out set first.")
     if len(base) != len(tuned):

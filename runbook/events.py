@@ -12,6 +12,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -86,12 +87,18 @@ def _decode_optional(kind: Any, value: Json, where: str) -> Any:
 
 def _decode_fields(kind: Any, value: Json, where: str) -> Any:
     _require(dict, value, where)
-    hints = get_type_hints(kind)
-    known = {field.name for field in dataclasses.fields(kind)}
-    if unknown := sorted(set(value) - known):
+    hints = _hints(kind)
+    if unknown := sorted(value.keys() - hints.keys()):
         raise TypeError(f"{where}: unknown field {unknown[0]!r}")
     fields = {name: _decode(hints[name], v, f"{where}.{name}") for name, v in value.items()}
     return kind(**fields)
+
+
+@cache
+def _hints(kind: Any) -> dict[str, Any]:
+    """The type of each field; a journal has few classes and many lines."""
+    hints = get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
 def _require(kind: type, value: Json, where: str) -> None:

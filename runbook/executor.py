@@ -4,6 +4,7 @@ Whatever it does is repeated safely after a kill: each act either left its line 
 is done again from the same state.
 """
 
+import os
 import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -36,6 +37,7 @@ from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
 from runbook.projection import Projector
+from runbook.redact import Redactor, session_secrets
 from runbook.review import make_request, review_name
 from runbook.step_runner import Progress, StepRunner
 from runbook.supervision import Halt, Supervisor
@@ -184,9 +186,11 @@ class _Session:
         except Halt as halt:
             return self._stop(halt.reason, halt.exit_code, halt.detail)
         except Exception as error:
-            detail = str(error) if isinstance(error, RunbookError) else repr(error)
+            redact = Redactor(session_secrets(os.environ, self.plan.environment))
+            detail = redact.text(str(error) if isinstance(error, RunbookError) else repr(error))
             with suppress(OSError, RunbookError):
-                artifacts.write_text(self.workspace.log("executor"), traceback.format_exc())
+                told = redact.text(traceback.format_exc())
+                artifacts.write_text(self.workspace.log("executor"), told)
             with suppress(OSError, RunbookError):
                 # A poisoned journal takes no more; the error itself then says why it ended.
                 return self._stop("error", getattr(error, "code", 1), detail)

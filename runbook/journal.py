@@ -300,14 +300,19 @@ def facts(entries: Sequence[Entry]) -> tuple[ev.Event, ...]:
 
 
 def batches(entries: Sequence[Entry], step: str, attempt: int) -> dict[str, Committed]:
-    """The committed batches of one attempt, by key, in the order of their commit."""
+    """The committed batches of one attempt, by key, in the order of their commit.
+
+    Raises CorruptError for one that this version does not know.
+    """
+    mine = (
+        entry.body
+        for entry in entries
+        if entry.body.get("type") == ev.BatchCommitted.__name__ and entry.body.get("step") == step
+    )
     found: dict[str, Committed] = {}
-    for fact in facts(entries):
-        match fact:
-            case ev.BatchCommitted(step=s, attempt=a) as batch if (s, a) == (step, attempt):
-                found[batch.key] = Committed(batch.key, batch.path, batch.sha256, batch.records)
-            case _:
-                pass
+    for batch in map(ev.from_body, mine):
+        if isinstance(batch, ev.BatchCommitted) and batch.attempt == attempt:
+            found[batch.key] = Committed(batch.key, batch.path, batch.sha256, batch.records)
     return found
 
 

@@ -6,6 +6,7 @@ are read from the installed packages' metadata.
 """
 
 import json
+import os
 import platform
 import shlex
 import shutil
@@ -22,6 +23,7 @@ from runbook.contract import Artifact, Json
 from runbook.errors import NeedsPersonError
 from runbook.events import encode
 from runbook.plan import Plan, PlannedStep
+from runbook.redact import Redactor, secrets_in
 from runbook.state import State, Status, StepState
 from runbook.workspace import Workspace
 
@@ -81,7 +83,7 @@ def environment() -> dict[str, Json]:
         "platform": platform.platform(),
         "cpu": cpu(),
         "git_sha": git_sha(),
-        "command": shlex.join(sys.argv),
+        "command": Redactor(secrets_in(os.environ)).text(shlex.join(sys.argv)),
     }
 
 

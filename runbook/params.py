@@ -20,7 +20,12 @@ def find_param(params: Json, dotted: str) -> Json:
     for part in dotted.split("."):
         if isinstance(value, dict) and part in value:
             value = value[part]
-        elif isinstance(value, list) and part.isdecimal() and int(part) < len(value):
+        elif (
+            isinstance(value, list)
+            and len(part) < 10
+            and part.isdecimal()
+            and int(part) < len(value)
+        ):
             value = value[int(part)]
         else:
             raise KeyError(dotted)

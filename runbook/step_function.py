@@ -8,6 +8,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 from runbook.contract import Json
@@ -32,13 +33,11 @@ def check_function(function: str, folder: Path) -> tuple[str, str] | None:
         near = suggestion(module, _neighbours(module, folder))
         return f"there is no module '{module}' in Python source", near
     try:
-        tree = ast.parse(file.read_bytes())
+        body = _parsed(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError, MemoryError) as error:
         what = f"{printable(str(file), longest=200)} cannot be parsed: {printable(str(error))}"
         return what, "mend the module"
-    defined = {
-        n.name: n for n in tree.body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    defined = {n.name: n for n in body if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef)}
     usable = [n for n, node in defined.items() if _takes_one(node) and not n.startswith("_")]
     if name not in defined:
         fix = suggestion(name, usable) if usable else f"write def {name}(request) there"
@@ -56,7 +55,7 @@ def declared(name: str, function: str, folder: Path) -> Json:
     ``...`` where it is no literal. The function is one that ``check_function`` passed.
     """
     file = find_module(function.partition(":")[0], folder)
-    for node in ast.parse(file.read_bytes()).body if file else []:
+    for node in _parsed(file.read_bytes()) if file else []:
         match node:
             case (
                 ast.Assign(targets=[ast.Name(given)], value=value)
@@ -67,6 +66,12 @@ def declared(name: str, function: str, folder: Path) -> Json:
                 except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
                     return ...
     return None
+
+
+@lru_cache(maxsize=64)
+def _parsed(data: bytes) -> list[ast.stmt]:
+    """A module's statements, parsed once for all its steps. Raises what ``ast.parse`` does."""
+    return ast.parse(data).body
 
 
 def find_module(module: str, folder: Path) -> Path | None:

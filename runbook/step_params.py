@@ -31,6 +31,8 @@ from runbook.yaml_source import Source, ValuePath
 CHECK = "check_files"
 """Method of a step's model that reads the files its parameters name."""
 
+_Declared = tuple[type[BaseModel] | None, tuple[str, ...] | None, ConfigError | None]
+"""Of a step's module: the model of its parameters, its metrics, what is wrong with them."""
 _FORM = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)*:[^\W\d]\w*", re.ASCII)
 
 
@@ -39,16 +41,29 @@ def with_models(
 ) -> tuple[list[Slot], list[Problem]]:
     """The steps with the models of their parameters, and what is wrong with naming those."""
     found, problems = [], []
+    known: dict[str, _Declared] = {}
     for slot in slots:
-        model, metrics = None, None
-        if slot.step and not check_function(slot.step.function, folder):
-            try:
-                model = params_model(slot.step.function, folder)
-                metrics = metric_names(slot.step.function, folder)
-            except ConfigError as error:
-                problems.append(source.problem((*slot.path, "function"), error.what, error.fix))
+        function = slot.step.function if slot.step else ""
+        if function not in known:
+            known[function] = _declared_by(function, folder)
+        model, metrics, error = known[function]
+        if error:
+            problems.append(source.problem((*slot.path, "function"), error.what, error.fix))
         found.append(replace(slot, model=model, metrics=metrics))
     return found, problems
+
+
+def _declared_by(function: str, folder: Path) -> _Declared:
+    """What the function's module declares; nothing where there is no such function."""
+    model, metrics = None, None
+    if check_function(function, folder):
+        return None, None, None
+    try:
+        model = params_model(function, folder)
+        metrics = metric_names(function, folder)
+    except ConfigError as error:
+        return model, metrics, error
+    return model, metrics, None
 
 
 def params_model(function: str, folder: Path) -> type[BaseModel] | None:

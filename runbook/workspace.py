@@ -7,6 +7,7 @@ ever written.
 import os
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
 
 from runbook import artifacts
@@ -22,7 +23,15 @@ class Workspace:
 
     @classmethod
     def at(cls, root: Path) -> "Workspace":
-        return cls(root.expanduser().resolve())
+        """Raises ConfigError: the path is a loop of links."""
+        try:
+            return cls(root.expanduser().resolve())
+        except (OSError, RuntimeError) as error:
+            raise ConfigError(
+                f"the workspace's path cannot be followed: {error}",
+                where=str(root),
+                fix="name a folder that is no loop of links",
+            ) from error
 
     @property
     def hidden(self) -> Path:
@@ -114,10 +123,14 @@ class Workspace:
             return output / "session_manifest.json"
         return output / "manifest.json"
 
+    @cached_property
+    def _resolved(self) -> Path:
+        return self.root.resolve()
+
     def inside(self, relative: str) -> Path:
         """A path of this workspace. Raises ConfigError for one that leads out of it."""
         path = self.root / relative
-        if not path.resolve().is_relative_to(self.root.resolve()):
+        if not path.resolve().is_relative_to(self._resolved):
             raise ConfigError(
                 f"{relative!r} leads out of the workspace",
                 where=str(self.root),

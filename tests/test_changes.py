@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -556,22 +557,43 @@ def test_a_step_is_made_anew_exactly_where_its_fingerprint_changed(
         assert agree(changed, (*history, accepted), Path("/w"), None) is None
 
 
-def test_killed_right_after_the_acceptance_the_same_command_goes_on(tmp_path: Path) -> None:
-    """The acceptance is durable: the next run needs no second one, and ends the same."""
-    clean, mine = Workspace.at(tmp_path / "clean"), Workspace.at(tmp_path / "mine")
-    for workspace in (clean, mine):
-        execute(chain(), workspace)
-    execute(chain(b={"rows": 3}), clean, ACCEPTED)
-    environment = {**os.environ, "PYTHONPATH": f"{DRIVER.parent.parent}:{DRIVER.parent}"}
+CHANGED = chain(b={"rows": 3}, at_least=0.4)
 
-    killed = subprocess.run([sys.executable, DRIVER, mine.root], env=environment, check=False)
 
-    assert killed.returncode == -signal.SIGKILL
-    assert isinstance(known(mine)[-1], ev.PlanAccepted)
-    assert view(mine).outcome.state == "running"
-    assert execute(chain(b={"rows": 3}), mine) == 0
-    assert starts(mine) == starts(clean)
-    assert dataset(mine, "b") == dataset(clean, "b")
+def killed(workspace: Workspace, kill_at: int) -> int:
+    """Accept a change in a process that is killed after its n-th journal line from there on."""
+    path = f"{DRIVER.parent.parent}:{DRIVER.parent}"
+    command = [sys.executable, str(DRIVER), str(workspace.root), str(kill_at)]
+    return subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, check=False).returncode
+
+
+def test_killed_anywhere_after_the_acceptance_the_same_command_goes_on(tmp_path: Path) -> None:
+    """The acceptance is durable: no run after it needs another, and each ends with the same."""
+    first, clean = Workspace.at(tmp_path / "first"), Workspace.at(tmp_path / "clean")
+    execute(chain(), first)
+    shutil.copytree(first.root, clean.root)
+    execute(CHANGED, clean, ACCEPTED)
+    kill_at = -1
+    code = -signal.SIGKILL
+
+    while code == -signal.SIGKILL:
+        kill_at += 2
+        assert kill_at < 40
+        mine = Workspace.at(tmp_path / f"at{kill_at}")
+        shutil.copytree(first.root, mine.root)
+        code = killed(mine, kill_at)
+        if kill_at == 1:
+            assert isinstance(known(mine)[-1], ev.PlanAccepted)
+            assert view(mine).outcome.state == "running"
+        assert execute(CHANGED, mine) == 0
+        assert [dataset(mine, step) for step in "abc"] == [dataset(clean, step) for step in "abc"]
+        assert set(starts(mine)) == set(starts(clean))
+        made = [key for key in generations(mine.root) if key[:2] == ("b", 2)]
+        assert len(made) <= 3
+        assert "accepted a changed plan" in mine.report.read_text("utf-8")
+        assert not verify(mine).findings
+
+    assert (code, kill_at > 10) == (0, True)
 
 
 def write_runbook(folder: Path, at_least: float, rows: int, *, threads: int = 1) -> Path:
@@ -650,21 +672,22 @@ def test_an_accepted_override_is_part_of_the_command_that_goes_on(
     assert load_plan(spec, ["b.rows=3"]).fingerprint == view(Workspace.at(place)).fingerprint
 
 
-def drive(root: str) -> int:
-    """Accept a change, and be killed as soon as that is durable."""
+def drive(root: str, kill_at: str) -> int:
+    """The test's own driver: a session that accepts a change and is killed after a line."""
     from runbook.journal import Journal  # noqa: PLC0415 - only this process patches it
 
-    real = Journal.append
+    real, count = Journal.append, [0]
 
     def append(self: Any, body: Any, **options: Any) -> Any:
         entry = real(self, body, **options)
-        if body["type"] == "PlanAccepted":
+        count[0] += 1
+        if count[0] == int(kill_at):
             os.kill(os.getpid(), signal.SIGKILL)
         return entry
 
     Journal.append = append  # type: ignore[method-assign]  # a kill has no gentler seam
-    return execute(chain(b={"rows": 3}), Workspace.at(Path(root)), ACCEPTED)
+    return execute(CHANGED, Workspace.at(Path(root)), ACCEPTED)
 
 
 if __name__ == "__main__":
-    sys.exit(drive(sys.argv[1]))
+    sys.exit(drive(*sys.argv[1:]))

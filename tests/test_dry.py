@@ -1,9 +1,14 @@
 """The DRY sentinel: a second loader, template switch, scorer or prompt is found where it stands."""
 
+import ast
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gates import dry
 from gates.dry import find_violations
 
 PHASES = Path(__file__).parent.parent / "phases"
@@ -80,3 +85,82 @@ def test_a_file_that_cannot_be_parsed_is_a_finding(tmp_path: Path) -> None:
     path = tmp_path / "torn.py"
     path.write_text("def run(:\n")
     assert [finding.line for finding in find_violations([path], PHASES)] == [1]
+
+
+def found_by_walking(data: bytes) -> list[object]:
+    """What the rules find where every tree is walked."""
+    return list(dry._in_tree(ast.parse(data)))
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *(code for codes in VIOLATIONS.values() for code in codes),
+        "load = factory.\uff46rom_pretrained\n",
+        "from \uff54ransformers import pipeline\n",
+        "stop = '###EN' 'D###'\n",
+        "stop = ('###'  # the end\n        r'END###')\n",
+        "stop = '\\x23##END###'\n",
+        "stop = '###EN\\\nD###'\n",
+        "stop = f'{1}###E' f'ND###'\n",
+        "# coding: utf-7\nstop = '+ACMAIwAj-END+ACMAIwAj-'\n",
+        "#!/usr/bin/python\n# coding=utf-7\nload = factory.f+AHI-om_pretrained\n",
+    ],
+)
+def test_a_violation_in_any_spelling_is_walked_to(code: str) -> None:
+    """Text that no rule could match is told by its bytes, and no spelling slips through."""
+    data = code.encode()
+    assert found_by_walking(data) == list(dry._in_source(data, "mine.py"))
+    assert found_by_walking(data) != []
+
+
+@st.composite
+def literals(draw: st.DrawFn) -> str:
+    """A text that is a rule's, as one or more literals that stand side by side."""
+    text = draw(st.sampled_from([*dry._TEXTS, "Instruction", "a Label: b", "## #END###"]))
+    code = ""
+    for character in text:
+        between = ["", "", "", "' '", "' \"", "'  # so\n  '", "' r'", "'f'", "\\\n"]
+        code += draw(st.sampled_from(between)).replace('"', "'")
+        escaped = f"\\x{ord(character):02x}"
+        code += draw(st.sampled_from([character, character, character, escaped]))
+    return f"text = ('{code}')\n"
+
+
+@given(literals())
+def test_the_bytes_tell_what_is_worth_a_walk(code: str) -> None:
+    """However a text is cut into literals, what the walk finds is found."""
+    data = code.encode()
+    assert found_by_walking(data) == list(dry._in_source(data, "mine.py"))
+
+
+def test_no_file_of_the_project_is_judged_otherwise_for_its_bytes() -> None:
+    """Walking only the trees that are worth it finds what walking every tree finds."""
+    root = PHASES.parent
+    sources = [
+        f for name in ("phases", "gates", "runbook", "tests") for f in root.glob(f"{name}/*")
+    ]
+    read = [file.read_bytes() for file in sources if file.suffix == ".py"]
+    walked = [found_by_walking(data) for data in read]
+    assert [list(dry._in_source(data, "mine.py")) for data in read] == walked
+    assert 5 < sum(map(bool, walked)) < len(walked) / 2
+
+
+def test_the_same_bytes_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is parsed again when its bytes are new, whatever its times say."""
+    parsed: list[bytes] = []
+    parse = ast.parse
+
+    def count(data: bytes, filename: str) -> ast.Module:
+        parsed.append(data)
+        return parse(data, filename)
+
+    monkeypatch.setattr(ast, "parse", count)
+    path = tmp_path / "mine.py"
+    path.write_text("stop = 1\n")
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    assert find_violations([path], PHASES) == find_violations([path], PHASES) == ()
+    path.write_text("stop = '###END###'\n")
+    os.utime(path, ns=times)
+    assert [finding.rule for finding in find_violations([path], PHASES)] == ["prompt"]
+    assert len(parsed) == 2

@@ -553,6 +553,64 @@ def test_every_run_ends_with_resumes_in_between(data: strategies.DataObject) -> 
     pytest.fail("the run did not end")
 
 
+@given(strategies.data())
+def test_every_run_ends_with_changes_accepted_in_between(data: strategies.DataObject) -> None:
+    """Whatever is made or judged anew after any act, a session ends in bounded transitions."""
+    inner = make_step("b", gate=EXTENDABLE, inputs=("a",), rerun_from="a", retries=1, **TUNED)
+    plan = make_plan(make_step("a"), inner, make_step("c", gate=GATE, inputs=("b",)))
+    state = m.initial(plan)
+    acceptances = 3
+    highest = dict.fromkeys("abc", 1)
+    for _ in range(LIMIT):
+        action = m.decide(plan, state)
+        ended = isinstance(action, st.Finish | st.Stop)
+        if acceptances and (ended or data.draw(strategies.booleans())):
+            acceptances -= 1
+            judgeable = [n for n, s in state.steps.items() if s.finished]
+            rejudged = data.draw(strategies.sets(strategies.sampled_from(judgeable or [""])))
+            anew = data.draw(strategies.sets(strategies.sampled_from("abc"))) - rejudged
+            names = (tuple(sorted(anew)), tuple(sorted(rejudged - {""})))
+            facts: Sequence[ev.Event] = (
+                ev.PlanAccepted("r", "me", (), {}, "f", "", (), *names),
+                ev.SessionResumed(),
+            )
+        elif ended:
+            return
+        else:
+            facts = data.draw(strategies.sampled_from(list(outcomes(state, action))))
+        state = follow(plan, state, facts)
+        for name, mine in state.steps.items():
+            assert mine.attempt >= highest[name]
+            assert mine.failures >= 0
+            highest[name] = mine.attempt
+    pytest.fail("the run did not end")
+
+
+def test_a_later_step_does_not_outlive_what_it_read() -> None:
+    """Where a gate that is judged again fails, the steps that read its step begin anew with it."""
+    plan = make_plan(make_step("a", gate=GATE, **TUNED), make_step("b", inputs=("a",)))
+    done = (*attempt("a", "pass"), started("b"), finished("b"), ev.StepPassed("b", 1))
+    accepted = ev.PlanAccepted("r", "me", (), {}, "f", "", (), (), ("a",))
+
+    state = m.replay(plan, (*done, accepted, judged("a", "fail")))
+    assert state.steps["b"].status is st.Status.PASSED
+    state = m.apply(plan, state, ev.Adjusted("a", 1, {"temperature": 0.5}, "w"))
+
+    assert [(s.status, s.attempt) for s in state.steps.values()] == [(st.Status.PENDING, 2)] * 2
+
+
+def test_a_second_look_that_has_not_begun_is_taken_back_by_a_changed_gate() -> None:
+    """The first look's bytes are judged by the new gate, which may want another extension."""
+    plan = make_plan(make_step("a", gate=EXTENDABLE))
+    accepted = ev.PlanAccepted("r", "me", (), {}, "f", "", (), (), ("a",))
+    facts = (*attempt("a", "underpowered"), ev.SampleExtended("a", 1, {"rows": 400}), accepted)
+
+    state = m.replay(plan, facts)
+
+    assert (state.steps["a"].look, state.steps["a"].extension) == (1, {})
+    assert m.decide(plan, state) == st.JudgeGate("a")
+
+
 EVENTS: list[ev.Event] = [
     ev.SessionStarted("r", "/x", "n", "f", ("a=1",), {"steps": [1]}, {"python": "3.11"}),
     ev.SessionResumed(),

@@ -566,14 +566,16 @@ def hostile_session(text: str) -> SessionView:
     )
     comparison = {"n": 1, "by_kind": {text: {"n": 1}}}
     parts = {"comparison": comparison, "split": {"format": comparison}}
+    first = started(step, name=text, overrides=(text,))
     facts = (
-        started(step, name=text, overrides=(text,)),
+        first,
         begun,
         ended,
         judged("a", bad, verdict="fail", details=parts),
         ev.ReviewRequested("a-1", "a", 1, text, text),
         ev.ReviewDecided("a-1", "retry", {"p": text}, text, text, person=False),
         ev.Adjusted("a", 1, {"p": text}, text),
+        ev.PlanAccepted(text, text, (text,), first.plan, text, text, (text,), ("a",), ()),
         ev.StepStarted("a", 2, 1, {"p": text + "2"}, text, text),
         ev.StepFailed("a", 2, text, text, 1),
         ev.SessionStopped("error", 1, text),

@@ -2,12 +2,16 @@
 
 import json
 import math
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import norm
 
 from gates import stats
 
@@ -80,6 +84,34 @@ def test_wilson_refuses_an_impossible_confidence(confidence: float) -> None:
     """A confidence is a share strictly between 0 and 1."""
     with pytest.raises(ValueError, match="confidence"):
         stats.wilson(1, 2, confidence)
+
+
+@given(st.floats(0.5, 1 - 1e-9))
+def test_the_quantile_is_scipys(confidence: float) -> None:
+    """A clean record's bound is z^2 / (n + z^2) away from 1, with scipy's z to twelve digits."""
+    low = stats.wilson_bound(9, 9, side="lower", confidence=confidence)
+    z = norm.isf(1 - confidence)
+    assert low == pytest.approx(9 / (9 + z * z), abs=1e-12)
+
+
+def test_a_gate_of_counts_and_rates_imports_no_scipy() -> None:
+    """Only the tests and intervals that need scipy and numpy pay for their import."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from gates.judge import judge_gate\n"
+        "from runbook.contract import Criterion, Gate, Metric\n"
+        "kinds = ('census', 'rate', 'statistic')\n"
+        "criteria = tuple(Criterion(k, k, at_least=0.5) for k in kinds)\n"
+        "metrics = tuple(Metric(k, 1.0, n=90, successes=90) for k in kinds)\n"
+        "judged = judge_gate(Gate(criteria=criteria), metrics, Path(), final=True)\n"
+        "print(judged.verdict.value, sorted({'scipy', 'numpy'} & sys.modules.keys()))\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root, check=True
+    )
+    assert done.stdout == "pass []\n"
 
 
 def test_bound_refuses_an_unknown_side() -> None:

@@ -132,7 +132,8 @@ def _execute(
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
 
     plan = load_plan(spec, overrides)
-    if read_session(place).outcome.state == "done" and acceptance is None:
+    before = read_session(place)
+    if before.outcome.state == "done" and before.fingerprint == plan.fingerprint:
         say("This session was done before: nothing is run again.")
     steps = tuple(step.name for step in plan.steps if step.enabled)
     with Display(steps, Console(file=sys.stderr)) as display:

@@ -203,10 +203,15 @@ def _table(plan: "Plan") -> str:
 
 
 def _budget(plan: "Plan") -> str:
+    from runbook.budget import Limits  # noqa: PLC0415 - start-up stays light
     from runbook.report.figures import duration  # noqa: PLC0415 - start-up stays light
 
-    limit = plan.budget.get("wall_clock_s")
-    return "no limit is declared" if limit is None else f"{duration(limit)} of wall clock"
+    limits = Limits.of(plan.budget)
+    told = [] if limits.wall_clock_s is None else [f"{duration(limits.wall_clock_s)} of wall clock"]
+    told += [] if limits.gpu_hours is None else [f"{limits.gpu_hours:g} GPU-hours"]
+    told += [] if limits.usd is None else [f"${limits.usd:.2f} in all"]
+    told += [] if limits.review_usd is None else [f"${limits.review_usd:.2f} on reviews"]
+    return ", ".join(told) or "no limit is declared"
 
 
 def _rows(step: "PlannedStep") -> Iterator[tuple[str, str, str, str, str]]:

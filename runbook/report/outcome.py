@@ -303,7 +303,10 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
         told = "If you know better, override it on record; the session then ends with exit 6:"
         yield NextStep(told, _review("decide", review, root, "override"))
         yield NextStep("After an override the same command goes on:", view.command(root))
-    told = "Else mend the runbook and begin anew in another workspace:"
+    show = ["runbook", "plan", view.runbook, "--workspace", str(root), *view.options()]
+    told = "Or mend the runbook, see what of this session stays, and accept the change on record:"
+    yield NextStep(told, shlex.join(show))
+    told = "Else begin anew in another workspace:"
     yield NextStep(told, view.command(Path("NEW_WORKSPACE")))
 
 

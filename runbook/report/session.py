@@ -234,7 +234,11 @@ class SessionView:
 
         ``extra`` are further ``--set`` arguments; one of theirs stands in place of an older one.
         """
+        options = ["--workspace", str(root), *self.options(*extra)]
+        return shlex.join(["runbook", "run", self.runbook, *options])
+
+    def options(self, *extra: str) -> list[str]:
+        """The ``--set`` arguments of the session, as ``command`` gives them."""
         new = {assignment.partition("=")[0] for assignment in extra}
         kept = [old for old in self.overrides if old.partition("=")[0] not in new]
-        options = [part for assignment in (*kept, *extra) for part in ("--set", assignment)]
-        return shlex.join(["runbook", "run", self.runbook, "--workspace", str(root), *options])
+        return [part for assignment in (*kept, *extra) for part in ("--set", assignment)]

@@ -88,6 +88,10 @@ class Disk:
         """How many changing calls have arrived since the power was last switched on."""
         return int(self._order("changes"))
 
+    def cut_before(self, nth: int) -> None:
+        """Cut the power before the N-th changing call from now on."""
+        self._order(f"off {nth}")
+
     def fail(self, error: int) -> None:
         """Let every changing call fail with this errno from now on; 0 mends the disk."""
         self._order(f"fail {error}")

@@ -1,8 +1,9 @@
 """The process that serves a ``Volume`` by FUSE; ``forgetful.py`` starts and ends it.
 
 It prints ``mounted``, then obeys lines on its standard input: ``changes`` answers how many
-changing calls arrived, ``fail N`` lets every later one fail with errno N (0 mends it). At the end
-of its input, that is, when its owner is gone, it unmounts and exits. Locks are the kernel's.
+changing calls arrived, ``fail N`` lets every later one fail with errno N (0 mends it), ``off N``
+cuts the power before the N-th from then on. At the end of its input, that is, when its owner is
+gone, it unmounts and exits. Locks are the kernel's.
 """
 
 import argparse
@@ -35,8 +36,8 @@ class ForgetfulFilesystem(pyfuse3.Operations):  # type: ignore[misc]  # untyped 
         super().__init__()
         self.changes = 0
         self.failing = 0
+        self.off_at = off_at
         self._volume = volume
-        self._off_at = off_at
         self._listings: dict[int, tuple[int, list[str]]] = {}
         self._next_listing = 1
 
@@ -44,7 +45,7 @@ class ForgetfulFilesystem(pyfuse3.Operations):  # type: ignore[misc]  # untyped 
     def _change(self) -> Iterator[Volume]:
         """Count a changing call; cut the power before it, or let it fail, as ordered."""
         self.changes += 1
-        if self.changes == self._off_at:
+        if self.changes == self.off_at:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.failing:
             raise pyfuse3.FUSEError(self.failing)
@@ -186,6 +187,8 @@ def _obey(filesystem: ForgetfulFilesystem, mountpoint: str) -> None:
         order, _, argument = line.strip().partition(" ")
         if order == "fail":
             filesystem.failing = int(argument)
+        elif order == "off":
+            filesystem.off_at = filesystem.changes + int(argument)
         sys.stdout.write(f"{filesystem.changes}\n")
         sys.stdout.flush()
     subprocess.run(["fusermount3", "-uzq", mountpoint], check=False)
