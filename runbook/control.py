@@ -7,6 +7,7 @@ stop a heartbeat.
 """
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,12 +19,14 @@ from runbook import events as ev
 from runbook.artifacts import TEMPORARY
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Json
+from runbook.gpus import Gpus, describe
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
 STOP_REQUESTED = "stop requested"
 """Reason of a stop after which only a person's ``resume`` goes on."""
 BEAT_EVERY_S = 5.0
+SAMPLE_EVERY_S = 30.0
 _LOOK_EVERY_S = 0.5
 
 
@@ -36,6 +39,8 @@ class Heartbeat:
     """UTC, ISO 8601."""
     progress: Mapping[str, Json]
     """What the step at hand told last; empty between steps."""
+    gpus: tuple[Mapping[str, Json], ...] = ()
+    """``runbook.gpus.describe`` of each GPU."""
 
     def age_s(self, now: float) -> float:
         return max(0.0, now - datetime.fromisoformat(self.wall).timestamp())
@@ -45,7 +50,8 @@ def read_heartbeat(workspace: Workspace) -> Heartbeat | None:
     """None where there is none that can be read."""
     found = _read(workspace.heartbeat)
     try:
-        return Heartbeat(int(found["pid"]), str(found["wall"]), dict(found["progress"]))
+        gpus = tuple(dict(gpu) for gpu in found.get("gpus", ()))
+        return Heartbeat(int(found["pid"]), str(found["wall"]), dict(found["progress"]), gpus)
     except (KeyError, TypeError, ValueError):
         return None
 
@@ -85,10 +91,13 @@ def record_stop(workspace: Workspace, reason: str, clock: Clock = SYSTEM) -> Non
 class Pulse:
     """The executor's side: shows that it lives, and hears of a wish to stop."""
 
-    def __init__(self, workspace: Workspace, clock: Clock) -> None:
+    def __init__(self, workspace: Workspace, clock: Clock, gpus: Gpus | None = None) -> None:
+        """``gpus`` are sampled every half minute, for the heartbeat and ``logs/gpu.jsonl``."""
         self._workspace = workspace
         self._clock = clock
-        self._beaten = self._looked = -BEAT_EVERY_S
+        self._gpus = gpus
+        self._sampled: list[dict[str, Json]] = []
+        self._beaten = self._looked = self._sampled_at = -math.inf
         self._stop = ""
         self.progress: Mapping[str, Json] = {}
 
@@ -97,9 +106,28 @@ class Pulse:
         now = self._clock.monotonic()
         if now - self._beaten >= BEAT_EVERY_S:
             self._beaten = now
-            told = {"pid": os.getpid(), "wall": _wall(self._clock), "progress": self.progress}
+            told = {
+                "pid": os.getpid(),
+                "wall": _wall(self._clock),
+                "progress": self.progress,
+                "gpus": self._sample(now),
+            }
             with suppress(OSError, ValueError):
                 _replace(self._workspace.heartbeat, told)
+
+    def _sample(self, now: float) -> list[dict[str, Json]]:
+        if self._gpus is None or now - self._sampled_at < SAMPLE_EVERY_S:
+            return self._sampled
+        self._sampled_at = now
+        self._sampled = [describe(sample) for sample in self._gpus.sample()]
+        line = {"wall": _wall(self._clock), "gpus": self._sampled, "xids": self._gpus.xids}
+        with suppress(OSError), self._workspace.gpu_log.open("a", encoding="utf-8") as log:
+            log.write(f"{json.dumps(line)}\n")
+        return self._sampled
+
+    def trouble(self) -> str:
+        """The newest error that a GPU reported, in words; empty where there was none."""
+        return self._gpus.trouble() if self._gpus else ""
 
     def wish(self) -> str:
         """Why a person wants a stop, or ''; looked up twice a second at most."""

@@ -30,6 +30,7 @@ from runbook.contract import (
 from runbook.control import STOP_REQUESTED, Pulse, read_certificate, withdraw_stop
 from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.fingerprint import plan_document
+from runbook.gpus import Gpus
 from runbook.journal import Journal, batches, facts, read_entries
 from runbook.ledger import Ledger
 from runbook.metering import Metering
@@ -148,7 +149,7 @@ class _Session:
             request_usd=budget.get("request_usd", 0.0),
             unknown_requests=budget.get("unknown_requests", 1),
         )
-        pulse = Pulse(workspace, seams.clock)
+        pulse = Pulse(workspace, seams.clock, Gpus() if plan.preflight.get("gpus") else None)
         self.metering = Metering(plan, workspace, self.ledger, seams.clock)
         self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger, self.metering)
         self.projector = Projector(plan, workspace, journal, self.known, seams.clock)
@@ -400,7 +401,8 @@ class _Session:
                 self.append(ev.StepFailed(run.step, run.attempt, error, tail, code))
                 return
             case Lost(cause):
-                pass
+                trouble = self.supervisor.trouble()
+                cause = f"{cause}; {trouble}" if trouble else cause
             case Paused():
                 cause = "paused after a committed batch"
         reason = self.supervisor.reason()

@@ -63,6 +63,10 @@ class Supervisor:
             return f"a person asked for it: {wish}"
         return ""
 
+    def trouble(self) -> str:
+        """What a GPU reported last; empty where none did."""
+        return self._pulse.trouble()
+
     def watch(self) -> float:
         """Seconds that a child still has; infinite while nothing hurries it."""
         self._tick()

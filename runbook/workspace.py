@@ -103,6 +103,11 @@ class Workspace:
     def log(self, step: str) -> Path:
         return self.logs / f"{step}.log"
 
+    @property
+    def gpu_log(self) -> Path:
+        """A sample of every GPU each half minute."""
+        return self.logs / "gpu.jsonl"
+
     def session_manifest(self, run_id: str) -> Path:
         return self.artifacts / f"session_manifest_{run_id}.json"
 

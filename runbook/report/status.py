@@ -70,9 +70,14 @@ def _alive(beat: Heartbeat | None, now: float) -> list[str]:
         return []
     told = ", ".join(f"{name} {value}" for name, value in beat.progress.items() if name != "step")
     age = beat.age_s(now)
+    gpus = [
+        f"  GPU {g.get('gpu')}: {g.get('utilization')} %, "
+        f"{g.get('memory_mib')} of {g.get('memory_total_mib')} MiB"
+        for g in beat.gpus
+    ]
     silent = "; it may hang, or be gone" if age > SILENT_S else ""
     lines = [f"  progress: {one_line(told)}"] if told else []
-    return [*lines, f"  heartbeat of process {beat.pid}: {f.duration(age)} ago{silent}"]
+    return [*lines, *gpus, f"  heartbeat of process {beat.pid}: {f.duration(age)} ago{silent}"]
 
 
 def _cost(view: SessionView) -> list[str]:
