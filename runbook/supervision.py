@@ -13,7 +13,7 @@ from runbook.errors import BudgetError, NeedsPersonError, PausedError
 from runbook.ledger import Ledger
 from runbook.metering import Metering
 
-GRACE_S = 3.0
+GRACE_S = 2.5
 """What a child has to reach its next commit once the executor was sent a signal."""
 
 

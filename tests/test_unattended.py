@@ -152,6 +152,7 @@ def test_a_stop_with_no_executor_at_work_is_put_on_record(scene: Scene) -> None:
     os.killpg(record["pid"], signal.SIGKILL)
     until(lambda: not psutil.pid_exists(record["pid"]) or dead(record["pid"]))
 
+    assert "is gone; the same command goes on" in scene.call("status").err
     asked = scene.call("stop", "--reason", "enough")
 
     assert "is on record" in asked.err
@@ -180,6 +181,7 @@ def test_status_shows_progress_heartbeat_and_spend(scene: Scene) -> None:
     assert "1 h 30 min wall clock" in told.err
     assert "of $5.00" in told.err
     assert "heartbeat of process" in told.err
+    assert "is at work" in told.err
     assert as_json["heartbeat"]["pid"] > 0
     assert as_json["limits"]["usd"] == 5.0
     scene.call("stop")

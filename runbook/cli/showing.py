@@ -202,8 +202,23 @@ def _screen(view: "SessionView", place: "Workspace") -> str:
     from runbook.report.status import render_status  # noqa: PLC0415 - start-up stays light
 
     outlook = spending.outlook(view, _history(view))
-    beat = read_heartbeat(place) if view.outcome.state == "running" else None
-    return render_status(view, place.root, beat, time.time(), outlook.lines)
+    running = view.outcome.state == "running"
+    beat = read_heartbeat(place) if running else None
+    executor = _executor(place) if running else ""
+    return render_status(view, place.root, beat, time.time(), outlook.lines, executor)
+
+
+def _executor(place: "Workspace") -> str:
+    """Who should be at work, and whether it still is, as far as this machine can tell."""
+    from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
+
+    holder = read_journal(place).holder
+    if holder is None:
+        return "no executor is at work; the same command goes on"
+    if not holder.is_here:
+        return f"{holder.name} has it: another machine, so its heartbeat alone tells if it lives"
+    alive = "is at work" if holder.is_alive_here else "is gone; the same command goes on"
+    return f"{holder.name} {alive}"
 
 
 def _history(view: "SessionView") -> "tuple[Run, ...]":

@@ -32,6 +32,7 @@ def render_status(
     beat: Heartbeat | None = None,
     now: float = 0.0,
     projected: Sequence[str] = (),
+    executor: str = "",
 ) -> str:
     """The screen, without a newline at its end.
 
@@ -41,13 +42,16 @@ def render_status(
         beat: the executor's last sign of life.
         now: seconds since the epoch, to tell how old it is.
         projected: what is still to come, against the limits.
+        executor: who is at work on it, where anybody should be.
     """
     if view.outcome.state == "none":
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
     lines = [f"{one_line(view.name)}: {one_line(outcome.title(view))}"]
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
-    lines += [*_batches(view), *_alive(beat, now), *_cost(view)]
+    lines += [*_batches(view), *_alive(beat, now)]
+    lines += [f"  {one_line(executor)}"] if executor else []
+    lines += _cost(view)
     lines += [f"  {one_line(told)}" for told in projected]
     found = [(label, str(root / path)) for label, path in outcome.reading(view)]
     if found:
