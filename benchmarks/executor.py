@@ -95,6 +95,8 @@ def main(arguments: Sequence[str]) -> int:
     skipped: dict[str, str] = {}
     peers = [found for peer in options.peers if (found := prepared(peer, options.cache, skipped))]
     with tempfile.TemporaryDirectory(dir=options.cache) as scratch:
+        # What the machine remembers of real sessions is not to learn from these.
+        os.environ["XDG_STATE_HOME"] = str(Path(scratch) / "state")
         folders = numbered(Path(scratch))
         try:
             for own in (floor, runbook):

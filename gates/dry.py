@@ -8,7 +8,9 @@ only where the text could spell something that a rule looks for. What cannot be 
 """
 
 import ast
+import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,7 +33,8 @@ _NAMES: Final = (
 """A part of each name that a rule cannot do without. An identifier has one spelling in ASCII."""
 _TEXTS: Final = ("Instruction:", "Response:", "Label:", "###END###")
 """What ``_PROMPT`` finds."""
-_LOOKED_AT: Final = (ast.ImportFrom, ast.Attribute, ast.Call, ast.FunctionDef, ast.Constant)
+_LOOKED_AT: Final = (ast.ImportFrom, ast.Attribute, ast.Call, ast.Constant)
+_LOGPROBS: Final = frozenset({"log_softmax", "softmax", "logits", "logprobs"})
 _Found = tuple[int, str, str]
 """Line, rule, what."""
 
@@ -94,12 +97,8 @@ def find_violations(sources: Iterable[Path], home: Path) -> tuple[Finding, ...]:
 
 
 def _in_file(path: Path, home: Path) -> Iterator[Finding]:
-    if not path.is_file():
-        # A pipe would be waited for.
-        yield Finding(path, 1, "loader", "unreadable: it is no regular file")
-        return
     try:
-        found = _in_source(path.read_bytes(), str(path))
+        found = _in_source(_content(path), str(path))
     except (OSError, SyntaxError, ValueError) as error:
         yield Finding(path, getattr(error, "lineno", None) or 1, "loader", f"unreadable: {error}")
         return
@@ -107,6 +106,15 @@ def _in_file(path: Path, home: Path) -> Iterator[Finding]:
     for line, rule, what in found:
         if own not in _AT_HOME[rule]:
             yield Finding(path, line, rule, what)
+
+
+def _content(path: Path) -> bytes:
+    """The bytes of a regular file; no pipe is waited for. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb", buffering=0) as file:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError("it is no regular file")
+        return file.read()
 
 
 @lru_cache(maxsize=1 << 12)
@@ -119,8 +127,10 @@ def _in_source(data: bytes, name: str) -> tuple[_Found, ...]:
 def _in_tree(tree: ast.Module) -> Iterator[_Found]:
     nodes = list(ast.walk(tree))
     prose = _docstrings(nodes)
+    reads = any(isinstance(node, ast.Attribute) and node.attr in _LOGPROBS for node in nodes)
+    looked_at = (*_LOOKED_AT, ast.FunctionDef) if reads else _LOOKED_AT
     for node in nodes:
-        if isinstance(node, _LOOKED_AT) and id(node) not in prose:
+        if isinstance(node, looked_at) and id(node) not in prose:
             yield from _loads(node)
             yield from _scores_or_prompts(node)
 
@@ -161,7 +171,7 @@ def _scores(function: ast.FunctionDef) -> bool:
     texts = (n.value for n in nodes if isinstance(n, ast.Constant))
     labels = {text.strip() for text in texts if isinstance(text, str)}
     reads = {n.attr for n in nodes if isinstance(n, ast.Attribute)}
-    return {"A", "B"} <= labels and bool(reads & {"log_softmax", "softmax", "logits", "logprobs"})
+    return {"A", "B"} <= labels and bool(reads & _LOGPROBS)
 
 
 def _docstrings(nodes: Iterable[ast.AST]) -> set[int]:

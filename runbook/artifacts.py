@@ -89,12 +89,35 @@ def _free_bytes(path: Path) -> str:
 
 def make_directory(path: Path) -> None:
     """Create a folder and its missing parents, each one durable."""
-    if path.is_dir():
-        return
-    with storage_errors(path):
-        make_directory(path.parent)
-        durable.make_directory(path)
-        durable.fsync_path(path.parent)
+    make_durable(make_directories(path))
+
+
+def make_directories(*paths: Path) -> tuple[Path, ...]:
+    """Create folders and their missing parents, not yet durable.
+
+    Returns:
+        The folders that got a new entry: what is to be ``make_durable`` before anybody is told of
+        something within the new ones.
+    """
+    changed: dict[Path, None] = {}
+    for path in paths:
+        missing = []
+        for folder in (path, *path.parents):
+            if folder.is_dir():
+                break
+            missing.append(folder)
+        for folder in reversed(missing):
+            with storage_errors(folder):
+                durable.make_directory(folder)
+            changed[folder.parent] = None
+    return tuple(changed)
+
+
+def make_durable(folders: Iterable[Path]) -> None:
+    """Make the entries of folders durable."""
+    for folder in folders:
+        with storage_errors(folder):
+            durable.fsync_path(folder)
 
 
 def write_bytes(path: Path, data: bytes) -> str:

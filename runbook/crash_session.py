@@ -120,6 +120,8 @@ def run_forked(
             quiet = os.open(os.devnull, os.O_WRONLY)
             os.dup2(quiet, 1)
             os.dup2(quiet, 2)
+            # What the person's own machine remembers of real runs is not to learn from these.
+            os.environ["XDG_STATE_HOME"] = str(root.with_name(f"{root.name}.state"))
             if own:
                 faults.install(own)
             plan = crash_plan(childs.environment() if childs else None)

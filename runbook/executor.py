@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
-from runbook import artifacts, estimate, manifest
+from runbook import artifacts, durable, estimate, manifest
 from runbook import events as ev
 from runbook import machine as m
 from runbook import state as st
@@ -179,6 +180,7 @@ class _Session:
             self.projector.session(self.state)
             return self.state.done.exit_code
         try:
+            self._prepare()
             self._open()
             assert self.state.session is not None
             self.metering.start(self.state.session.run_id)
@@ -197,6 +199,13 @@ class _Session:
                 return self._stop("error", getattr(error, "code", 1), detail)
             raise
         return code
+
+    def _prepare(self) -> None:
+        """What takes a while and can go on beside the executor's own start."""
+        manifest.look_up()
+        match m.decide(self.plan, self.state):
+            case st.RunStep() as run:
+                self.runner.prepare(run.params)
 
     def _open(self) -> None:
         if self.state.session:
@@ -246,6 +255,7 @@ class _Session:
             case st.Stop(reason, exit_code, detail):
                 return self._stop(reason, exit_code, detail)
             case st.Finish(exit_code):
+                self.runner.dismiss()
                 self._check_outputs()
                 self.ledger.settle()
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
@@ -362,8 +372,9 @@ class _Session:
         output, started_at = self._place(step)
         known = batches(self.journal.entries, run.step, run.attempt)
         work = self.workspace.work(run.step, run.attempt)
-        artifacts.make_directory(work)
-        artifacts.make_directory(self.workspace.inside(output))
+        changed = artifacts.make_directories(work, self.workspace.inside(output))
+        if whole and run.attempt > 1:
+            _disown(self.workspace.inside(output))
         self.append(ev.StepStarted(run.step, run.attempt, run.look, run.params, output, started_at))
         job = Job(
             function=step.function,
@@ -383,7 +394,7 @@ class _Session:
             provenance=manifest.provenance(self.plan),
             committed=tuple(known.values()),
         )
-        outcome = self.runner.run(job)
+        outcome = self.runner.run(job, changed)
         self._finish_step(run, outcome)
         if whole and isinstance(outcome, ev.StepFinished):
             # A run that went on from committed batches says nothing of how long the step takes.
@@ -422,3 +433,12 @@ class _Session:
             moment += timedelta(seconds=1)
             output = self.workspace.output(step.output, moment)
         return self.workspace.relative(output), moment.isoformat()
+
+
+def _disown(output: Path) -> None:
+    """A folder that an earlier attempt completed is not complete for this one."""
+    marker = output / artifacts.COMPLETE
+    with artifacts.storage_errors(output):
+        if marker.is_file():
+            marker.unlink()
+            durable.fsync_path(output)

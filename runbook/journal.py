@@ -23,7 +23,7 @@ from runbook import artifacts, durable, journal_lines
 from runbook import events as ev
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Committed, Json
-from runbook.errors import CorruptError, LockedError, RunbookError
+from runbook.errors import CorruptError, LockedError, NeedsPersonError, RunbookError
 from runbook.journal_lines import MAX_LINE, DamageError, Line
 from runbook.owner import Owner, this_process
 from runbook.workspace import Workspace
@@ -449,14 +449,25 @@ class Journal:
                 # Should it fail, the line stands and must be the last word until it is read again.
                 head = {"epoch": self.epoch, "seq": entry.seq, "sha256": entry.sha256}
                 artifacts.write_json(self._workspace.head(self.epoch), head)
-        except BaseException:
+        except BaseException as error:
             self._refusal = self._refusal or "an earlier line of it failed"
+            if isinstance(error, FileNotFoundError):
+                # Whoever took over has cleared up what was half written.
+                self._check_fence()
             raise
         return entry
 
     def _check_fence(self) -> None:
-        if self._workspace.segment(self.epoch + 1).exists():
-            raise self._superseded()
+        with artifacts.storage_errors(self._path):
+            if self._workspace.segment(self.epoch + 1).exists():
+                raise self._superseded()
+            if not self._path.exists():
+                # Unmounted under the open file, which would take lines that no path leads to.
+                raise NeedsPersonError(
+                    "the journal is gone from where it was: the volume was unmounted or moved",
+                    where=str(self._path),
+                    fix="bring the volume back and run the same command; nothing committed is lost",
+                )
 
     def _superseded(self) -> LockedError:
         self._refusal = "another executor has taken the workspace over"

@@ -12,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -27,6 +28,8 @@ from runbook.redact import Redactor, secrets_in
 from runbook.state import State, Status, StepState
 from runbook.workspace import Workspace
 
+_ASKING = threading.Lock()
+"""Git is asked once, whichever thread is first."""
 PACKAGES = ("runbook", "torch", "transformers", "trl", "peft")
 
 
@@ -42,9 +45,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
+def look_up() -> None:
+    """Begin to ask git, which takes a while; ``git_sha`` waits for the answer."""
+    threading.Thread(target=git_sha, name="git").start()
+
+
 def git_sha() -> str:
     """The commit this code runs from, ``-dirty`` where it was edited; empty outside git."""
+    with _ASKING:
+        return _git_sha()
+
+
+@cache
+def _git_sha() -> str:
     git = shutil.which("git")
     here = Path(__file__).parent
     if git is None or not (here.parent / ".git").exists():
@@ -67,6 +80,18 @@ def cpu() -> str:
     return names[0] if names else platform.machine()
 
 
+@cache
+def _system() -> str:
+    """Kernel, machine and C library as ``platform.platform`` has them, which starts a process."""
+    kernel = os.uname()
+    try:
+        library = (os.confstr("CS_GNU_LIBC_VERSION") or "").replace(" ", "")
+    except (OSError, ValueError):
+        library = ""
+    told = f"{kernel.sysname}-{kernel.release}-{kernel.machine}"
+    return f"{told}-with-{library}" if library else told
+
+
 def provenance(plan: Plan) -> dict[str, Json]:
     """What every record carries. No time, path or run id: a resumed dataset has the same bytes."""
     return {
@@ -80,11 +105,16 @@ def provenance(plan: Plan) -> dict[str, Json]:
 def environment() -> dict[str, Json]:
     return {
         **versions(),
-        "platform": platform.platform(),
+        "platform": _system(),
         "cpu": cpu(),
         "git_sha": git_sha(),
-        "command": Redactor(secrets_in(os.environ)).text(shlex.join(sys.argv)),
+        "command": _command(tuple(sys.argv), tuple(secrets_in(os.environ).items())),
     }
+
+
+@cache
+def _command(arguments: tuple[str, ...], secrets: tuple[tuple[str, str], ...]) -> str:
+    return Redactor(dict(secrets)).text(shlex.join(arguments))
 
 
 def step_manifest(

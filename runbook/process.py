@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-import psutil
-
 import runbook
 from runbook.child_log import ChildLog
 from runbook.contract import MARK, Committed, Json, PhaseResult
@@ -29,9 +27,8 @@ from runbook.redact import Redactor
 from runbook.worker import Job
 
 _TICK_S = 0.1
-_GRACE_S = 3.0
-"""What a child that was asked to stop has to reach its next commit."""
 _CLOSE_S = 2.0
+_POLL_S = 0.001
 
 
 @dataclass(frozen=True)
@@ -142,6 +139,7 @@ class Worker:
         *,
         on_commit: Callable[[Committed], bool],
         on_progress: Callable[[Mapping[str, Json]], None],
+        meanwhile: Callable[[], None] = lambda: None,
         watch: Callable[[], float] = lambda: math.inf,
         patience: Patience = PATIENT,
     ) -> Outcome:
@@ -152,12 +150,14 @@ class Worker:
             on_commit: makes a batch durable and says whether the step is to pause there; an
                 exception of its own kills the child and passes.
             on_progress: hears what the step tells.
+            meanwhile: called once, when the child was told and before it is listened to.
             watch: asked at every tick; the seconds that the child still has.
             patience: after which silence the child is given up.
         """
         try:
             self._log.go_on_in(Path(job.log))
             self._tell({"request": encode(job)})
+            meanwhile()
             return self._listen(on_commit, on_progress, watch, patience)
         except BrokenPipeError:
             return self._lost()
@@ -233,9 +233,7 @@ class Worker:
 
     def _lost(self) -> Lost:
         assert self._process is not None
-        limit = time.monotonic() + _CLOSE_S
-        while not self._is_dead() and time.monotonic() < limit:
-            time.sleep(_TICK_S / 10)
+        self._await_end()
         self.kill()
         return Lost(_cause(self._process.returncode))
 
@@ -253,16 +251,24 @@ class Worker:
         self._to_child = self._from_child = -1
         self._log.close()
 
+    def dismiss(self) -> None:
+        """Tell the child that no further job comes; it then ends by itself."""
+        if self._to_child >= 0:
+            os.close(self._to_child)
+            self._to_child = -1
+
     def close(self) -> None:
         """Let the child end by itself, then make sure of it."""
-        if self._process is None or self._to_child < 0:
+        if self._process is None or self._from_child < 0:
             return
-        os.close(self._to_child)
-        self._to_child = -1
+        self.dismiss()
+        self._await_end()
+        self.kill()
+
+    def _await_end(self) -> None:
         limit = time.monotonic() + _CLOSE_S
         while not self._is_dead() and time.monotonic() < limit:
-            time.sleep(_TICK_S / 10)
-        self.kill()
+            time.sleep(_POLL_S)
 
 
 def _given_up(now: float, left_s: float, heard: float, moved: float, patience: Patience) -> str:
@@ -299,7 +305,12 @@ def end_orphans(workspace: Path) -> int:
     """Kill what an earlier executor's children left running; return how many there were.
 
     The caller holds the workspace's lock, so whatever carries its mark has no executor any more.
+    That is asked in a new workspace too: another one may have stood in its place.
     """
+    if not _is_marked(workspace):
+        return 0
+    import psutil  # noqa: PLC0415 - slow, and seldom anything is left
+
     me = psutil.Process()
     spared = {me.pid, *(parent.pid for parent in me.parents())}
     count = 0
@@ -309,6 +320,20 @@ def end_orphans(workspace: Path) -> int:
                 process.kill()
                 count += 1
     return count
+
+
+def _is_marked(workspace: Path) -> bool:
+    """Whether any process carries the workspace's mark, this one included; or nobody can say."""
+    mark = os.fsencode(f"{MARK}={workspace}")
+    try:
+        processes = [entry for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - fast
+    except OSError:
+        return True
+    for process in processes:
+        with suppress(OSError), open(f"/proc/{process}/environ", "rb") as file:  # noqa: PTH123 - fast
+            if mark in file.read():
+                return True
+    return not processes
 
 
 @contextmanager

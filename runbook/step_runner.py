@@ -5,7 +5,8 @@ follows. See ``runbook.process`` for how a child can end.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from runbook import artifacts
@@ -36,7 +37,7 @@ class StepRunner:
         watch: Callable[[], float],
         pause: Callable[[float], bool],
     ) -> None:
-        """Nothing is started before the first ``run``.
+        """Nothing is started before the first ``prepare`` or ``run``.
 
         Args:
             plan: of the session.
@@ -58,17 +59,44 @@ class StepRunner:
         self._worker: Worker | None = None
         self._last_commit = 0.0
 
-    def run(self, job: Job) -> ev.StepFinished | Failed | Paused | Lost:
-        """Run a job to its end, or to the commit at which it is asked to pause."""
+    def prepare(self, params: Mapping[str, Json]) -> None:
+        """Start the child that a step with these parameters needs, and do not wait for it.
+
+        It runs nothing of the step. One that cannot be started is told of by ``run``.
+        """
+        with suppress(OSError):
+            self._worker_for(params)
+
+    def dismiss(self) -> None:
+        """No further step follows, so the child may end while its parent goes on."""
+        if self._worker:
+            self._worker.dismiss()
+
+    def run(
+        self, job: Job, changed: Sequence[Path] = ()
+    ) -> ev.StepFinished | Failed | Paused | Lost:
+        """Run a job to its end, or to the commit at which it is asked to pause.
+
+        ``changed`` are folders with new entries, the job's own. They are made durable while the
+        child begins, and in any case before a batch is answered or this returns.
+        """
+        unsettled = list(changed)
+
+        def settle() -> None:
+            while unsettled:
+                artifacts.make_durable(unsettled[:1])
+                del unsettled[0]
+
         begin = self._last_commit = self._clock.monotonic()
         known = {batch.key: batch for batch in job.committed}
         try:
-            outcome = self._worker_for(job).run(
+            outcome = self._worker_for(job.params).run(
                 job,
                 on_commit=lambda batch: self._commit(job, known, batch),
                 on_progress=lambda fields: self._on_progress(
                     {"step": job.step, "attempt": job.attempt, **fields}
                 ),
+                meanwhile=settle,
                 watch=self._watch,
                 patience=self._patience,
             )
@@ -76,6 +104,7 @@ class StepRunner:
                 return self._finished(job, outcome.result, self._clock.monotonic() - begin)
         except PhaseError as error:
             outcome = Failed(error.what, error.where, error.fix, error.code, "")
+        settle()
         if isinstance(outcome, Failed | Lost):
             # What a failed step leaves in memory must not meet the next one.
             self.close()
@@ -143,10 +172,10 @@ class StepRunner:
             result.judged_file,
         )
 
-    def _worker_for(self, job: Job) -> Worker:
-        """The child that has this step's model loaded, or a new one."""
+    def _worker_for(self, params: Mapping[str, Json]) -> Worker:
+        """The child that has the model of such a step loaded, or a new one."""
         plan = self._plan
-        loaded = [plan.model, job.params.get("quantization"), plan.engine, plan.environment]
+        loaded = [plan.model, params.get("quantization"), plan.engine, plan.environment]
         key = artifacts.canonical_json(ev.encode(loaded))
         if self._worker and self._worker.key != key:
             self.close()
@@ -157,6 +186,7 @@ class StepRunner:
                 environment.setdefault("OMP_NUM_THREADS", str(threads))
             log = self._workspace.log("worker")
             redactor = Redactor(session_secrets(os.environ, plan.environment))
-            self._worker = Worker(key, self._workspace.root, log, environment, redactor)
-            self._worker.start()
+            worker = Worker(key, self._workspace.root, log, environment, redactor)
+            worker.start()
+            self._worker = worker
         return self._worker

@@ -148,16 +148,17 @@ class Workspace:
 
     def create(self) -> None:
         """Make the folders. Raises ConfigError where that is not possible."""
-        folders = (self.hidden, self.blobs, self.logs, self.artifacts, self.results, self.data)
-        for folder in (*folders, self.checkpoints, self.models, self.reviews):
-            try:
-                artifacts.make_directory(folder)
-            except OSError as error:
-                raise ConfigError(
-                    f"the workspace cannot be made: {error.strerror}",
-                    where=str(folder),
-                    fix="choose a folder that can be written to, or move what stands in its place",
-                ) from error
+        own = (self.hidden, self.blobs, self.logs, self.artifacts, self.results, self.data)
+        folders = (*own, self.checkpoints, self.models, self.reviews)
+        try:
+            artifacts.make_durable(artifacts.make_directories(*folders))
+        except OSError as error:
+            raise ConfigError(
+                f"the workspace cannot be made: {error.strerror}",
+                where=str(error.filename or self.root),
+                fix="choose a folder that can be written to, or move what stands in its place",
+            ) from error
+        for folder in folders:
             if not os.access(folder, os.W_OK | os.X_OK):
                 raise ConfigError(
                     "the folder cannot be written to",

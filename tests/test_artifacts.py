@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from runbook import artifacts
+from runbook import artifacts, durable
 from runbook.errors import ConfigError, CorruptError, NeedsPersonError, RunbookError
 
 
@@ -227,3 +227,16 @@ def test_stale_temporaries_are_removed(tmp_path: Path) -> None:
 
     assert artifacts.settle(tmp_path) == (stale,)
     assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == ["a", "b"]
+
+
+def test_what_a_killed_writer_renamed_is_made_durable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name whose folder was not fsynced before the kill is there for good after a start."""
+    _folder(tmp_path)
+    synced: list[Path] = []
+    monkeypatch.setattr(durable, "fsync_path", synced.append)
+
+    artifacts.settle(tmp_path)
+
+    assert sorted(synced) == [tmp_path, tmp_path / "sub"]

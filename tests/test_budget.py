@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from itertools import pairwise
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,10 @@ from hypothesis import strategies as st
 from runbook import events as ev
 from runbook.budget import LEASE_S, Limits, Spent, review_left, seconds_left, spent
 from runbook.clock import Clock
+from runbook.control import Pulse
 from runbook.ledger import Ledger
+from runbook.metering import Metering
+from runbook.supervision import Halt, Supervisor
 
 HOUR = 3600.0
 
@@ -91,6 +95,20 @@ def test_the_terminal_reserve_is_for_terminal_steps_alone() -> None:
     assert "60 s of it held back" in book.ledger.exhausted(terminal=False)
     assert book.ledger.lease(terminal=True)
     assert book.ledger.deadline == 200.0
+
+
+def test_no_step_begins_without_a_lease() -> None:
+    """What a step may take is on record before it starts; with nothing left it does not."""
+    book = Book(Limits(wall_clock_s=100.0))
+    clock = Clock(monotonic=lambda: book.now)
+    supervisor = Supervisor(clock, str, Mock(spec=Pulse), book.ledger, Mock(spec=Metering))
+
+    supervisor.begin(terminal=False)
+    assert book.facts[-1] == ev.TimeLeased(0.0, 100.0)
+
+    book.now = 100.0
+    with pytest.raises(Halt, match="100 s of 100 s spent"):
+        supervisor.begin(terminal=False)
 
 
 @pytest.mark.parametrize(

@@ -249,6 +249,34 @@ def test_bytes_of_a_declared_file_are_an_input(workspace: Workspace, tmp_path: P
     assert found.fields[0].startswith("steps.b.params.held_out.sha256: ")
 
 
+def test_a_complete_folder_of_an_earlier_attempt_is_not_taken_for_the_new_one(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A step that keeps what is complete, as the model's snapshot, still makes it anew."""
+    (tmp_path / "keeper.py").write_text(
+        "from runbook.artifacts import complete_directory, describe, is_complete, write_text\n"
+        "from runbook.contract import PhaseResult\n"
+        "def run(request):\n"
+        "    path = request.output / 'model.txt'\n"
+        "    if not is_complete(request.output):\n"
+        "        write_text(path, request.params['revision'])\n"
+        "        complete_directory(request.output)\n"
+        "    return PhaseResult(artifacts=(describe('model', path, request.workspace),))\n"
+    )
+
+    def plan(revision: str) -> Plan:
+        step = make_step("a", function="keeper:run", params={"revision": revision})
+        step = replace(step, output="models/base")
+        return identified(make_plan(step, runbook=tmp_path / "runbook.yaml"))
+
+    execute(plan("old"), workspace)
+
+    assert execute(plan("new"), workspace, ACCEPTED) == 0
+
+    assert dataset(workspace, "a") == b"new"
+    assert not verify(workspace).findings
+
+
 def test_what_only_affects_throughput_changes_nothing(workspace: Workspace) -> None:
     """Threads, environment, budget, pod, watchdog, preflight and titles need no acceptance."""
     plan = chain()
@@ -280,7 +308,39 @@ def test_the_batch_size_is_an_input(workspace: Workspace) -> None:
     execute(chain(), workspace)
     other = identified(replace(chain(), engine={**chain().engine, "batch_size": 5}))
 
-    assert set(fates(compare_plan(other, known(workspace))).values()) == {"invalidated"}
+    found = compare_plan(other, known(workspace))
+
+    assert [change.fate.value for change in found.steps] == ["invalidated"] * 3
+    assert {change.fields for change in found.steps} == {("engine.batch_size: 4 -> 5",)}
+
+
+def test_a_change_far_into_a_long_text_is_seen(workspace: Workspace) -> None:
+    """Values are compared whole, though a long one is shown cut."""
+    prompt = "word " * 100
+    execute(chain(b={"rows": 2, "prompt": prompt}), workspace)
+
+    found = compare_plan(chain(b={"rows": 2, "prompt": f"{prompt}!"}), known(workspace))
+
+    (field,) = found.fields
+    assert field.startswith("steps.b.params.prompt: ")
+    assert len(field) < 250
+    assert found.steps[1].fields == (field,)
+
+
+def test_a_change_that_redoes_nothing_still_stands_in_the_report(workspace: Workspace) -> None:
+    """Also where the run that accepted it was killed before it could write the report."""
+    execute(chain(), workspace)
+    (manifest,) = workspace.artifacts.glob("session_manifest_*.json")
+    before = manifest.read_bytes(), workspace.report.read_bytes()
+    other = identified(replace(chain(), reviewer={"provider": "human"}))
+
+    assert execute(other, workspace, ACCEPTED) == 0
+
+    assert starts(workspace) == [("a", 1), ("b", 1), ("c", 1)]
+    manifest.write_bytes(before[0])
+    workspace.report.write_bytes(before[1])
+    assert execute(other, workspace) == 0
+    assert "me accepted a changed plan" in workspace.report.read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -596,7 +656,9 @@ def test_killed_anywhere_after_the_acceptance_the_same_command_goes_on(tmp_path:
     assert (code, kill_at > 10) == (0, True)
 
 
-def write_runbook(folder: Path, at_least: float, rows: int, *, threads: int = 1) -> Path:
+def write_runbook(
+    folder: Path, at_least: float, rows: int, *, threads: int = 1, more: tuple[str, ...] = ()
+) -> Path:
     criteria = [{"metric": "m", "kind": "statistic", "at_least": at_least}]
     params = {"metrics": {"m": 0.6}}
     (folder / "a.yaml").write_text(
@@ -607,6 +669,7 @@ def write_runbook(folder: Path, at_least: float, rows: int, *, threads: int = 1)
     steps = [
         {"name": "a", **fake, "spec": "a.yaml", "output": "artifacts/a_{time}"},
         {"name": "b", **fake, "spec": "b.yaml", "output": "artifacts/b_{time}"},
+        *({"name": name, **fake, "output": f"artifacts/{name}"} for name in more),
     ]
     runbook = {
         "runbook": 1,
@@ -648,6 +711,10 @@ def test_the_command_line_shows_refuses_and_accepts(tmp_path: Path, capfd: Captu
     assert rows[1]["change"]["fields"] == ["steps.b.params.rows: 2 -> 3"]
     assert refused.code == 2
     assert f"runbook plan {spec} --workspace {place}" in refused.err
+    write_runbook(tmp_path, 0.4, 3, more=("c",))
+    other = call(capfd, "plan", spec, "--workspace", place)
+    assert (other.code, "holds another session: added steps: c." in other.err) == (0, True)
+    write_runbook(tmp_path, 0.4, 3, threads=2)
     accepted = call(
         capfd, "resume", "--workspace", place, "--accept-changes", "more rows", "--author", "me"
     )

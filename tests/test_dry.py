@@ -164,3 +164,14 @@ def test_the_same_bytes_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monk
     os.utime(path, ns=times)
     assert [finding.rule for finding in find_violations([path], PHASES)] == ["prompt"]
     assert len(parsed) == 2
+
+
+def test_what_is_no_regular_file_is_a_finding(tmp_path: Path) -> None:
+    """A pipe, a folder and a broken link are told of, and none of them is waited for."""
+    pipe, folder, link = (tmp_path / f"{name}.py" for name in ("a_pipe", "b_folder", "c_link"))
+    os.mkfifo(pipe)
+    folder.mkdir()
+    link.symlink_to(tmp_path / "nowhere.py")
+    findings = find_violations([pipe, folder, link], PHASES)
+    assert [finding.path for finding in findings] == [pipe, folder, link]
+    assert all(finding.found.startswith("unreadable: ") for finding in findings)

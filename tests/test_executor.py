@@ -2,18 +2,21 @@
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from runbook import artifacts
+from runbook import artifacts, durable, manifest
 from runbook import events as ev
 from runbook.clock import Clock
 from runbook.contract import (
@@ -487,6 +490,51 @@ def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be made") as caught:
         execute(make_plan(make_step("a")), Workspace.at(tmp_path / "ws"))
     assert caught.value.code == 2
+
+
+def test_the_child_starts_before_it_is_needed(workspace: Workspace) -> None:
+    """The first step's child starts up while the executor still looks at the code and at git."""
+    started: list[bool] = []
+
+    def look() -> tuple[str, ...]:
+        commands = []
+        for child in psutil.Process().children():
+            with suppress(psutil.NoSuchProcess):  # git may be done
+                commands.append(child.cmdline())
+        started.append(any("runbook.worker" in command for command in commands))
+        return ()
+
+    assert execute(make_plan(make_step("a")), workspace, dry=look) == 0
+    assert started == [True]
+    assert psutil.Process().children() == []
+
+
+def test_a_batchs_folders_are_durable_before_it_is_answered(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each new folder's entry is fsynced after the step began and before its first batch is."""
+    calls: list[tuple[str, Path]] = []
+    committed: list[int] = []
+
+    def note(call: str, path: Path, data: durable.Data) -> durable.Data:
+        if b'"BatchCommitted"' in bytes(data):
+            committed.append(len(calls))
+        calls.append((call, path))
+        return data
+
+    monkeypatch.setattr(durable, "fault", note)
+    assert execute(make_plan(make_step("a")), workspace) == 0
+    known = facts(read_entries(workspace))
+    output = next(fact.output for fact in known if isinstance(fact, ev.StepStarted))
+    work = workspace.work("a", 1)
+    for made in (work, work.parent, work.parent.parent, workspace.root / output):
+        begun = calls.index(("mkdir", made))
+        assert ("fsync", made.parent) in calls[begun : committed[0]]
+
+
+def test_the_system_is_named_as_the_library_names_it() -> None:
+    """A manifest's platform is the standard library's, without the process that it starts."""
+    assert manifest.environment()["platform"] == platform.platform()
 
 
 def test_provenance_is_the_same_at_any_time_and_place() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from runbook import artifacts, durable, journal_lines
 from runbook import events as ev
-from runbook import journal_lines
 from runbook.clock import Clock
 from runbook.contract import Json
 from runbook.errors import CorruptError, LockedError, NeedsPersonError, RunbookError
@@ -270,6 +270,45 @@ def test_a_superseded_writer_stops_at_its_next_line(workspace: Workspace) -> Non
     assert told(workspace) == ["A", "B", "C"]
 
 
+def test_a_superseded_writer_adds_no_byte_at_its_next_line(workspace: Workspace) -> None:
+    """What it finds superseded before its write, it leaves as it is."""
+    old = abandon(workspace, {"type": "A"})
+    abandon(workspace, {"type": "B"})
+    before = workspace.segment(1).read_bytes()
+
+    with pytest.raises(LockedError):
+        old.append({"type": "Late"})
+
+    assert workspace.segment(1).read_bytes() == before
+
+
+def test_a_superseded_writer_whose_file_was_cleared_away_is_told_so(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next one clears up half-written files; what fails by that ends with 7 all the same."""
+    old = abandon(workspace, {"type": "A"})
+
+    def supersede(call: str, path: Path, data: durable.Data) -> durable.Data:
+        if call == "rename" and path == workspace.head(1):
+            monkeypatch.setattr(durable, "fault", None)
+            artifacts.settle(workspace.root)
+            abandon(workspace, {"type": "B"})
+        return data
+
+    monkeypatch.setattr(durable, "fault", supersede)
+    with pytest.raises(LockedError, match="taken the workspace over"):
+        old.append({"type": "Late"}, pin=True)
+
+
+def test_a_journal_that_was_taken_away_is_not_written_on(workspace: Workspace) -> None:
+    """A volume unmounted under the open file: bytes that no path leads to are no journal."""
+    journal = abandon(workspace, {"type": "A"})
+    workspace.segment(1).rename(workspace.root / "elsewhere")
+
+    with pytest.raises(NeedsPersonError, match="is gone"):
+        journal.append({"type": "B"})
+
+
 def test_what_a_superseded_writer_adds_is_evidence(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -326,6 +365,44 @@ def test_two_claims_at_once_have_one_winner(
         Journal(workspace, reading=reading)
 
     assert told(workspace) == ["Test", "Winner"]
+
+
+def test_a_claim_is_one_writers_alone(workspace: Workspace) -> None:
+    """A writer that read before another claimed the epoch creates no second file of its name."""
+    durable.create(workspace.segment(1), append=True)
+
+    with pytest.raises(FileExistsError):
+        durable.create(workspace.segment(1), append=True)
+
+
+def test_a_new_epochs_name_is_durable_before_its_head(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """HEAD never vouches for a file whose name a power cut may take."""
+    calls: list[tuple[str, str]] = []
+
+    def note(call: str, path: Path, data: durable.Data) -> durable.Data:
+        calls.append((call, path.name))
+        return data
+
+    monkeypatch.setattr(durable, "fault", note)
+    abandon(workspace)
+
+    assert calls.index(("fsync", ".runbook")) < calls.index(("write", "HEAD"))
+
+
+def test_other_bytes_of_an_older_epoch_are_refused(workspace: Workspace) -> None:
+    """The next epoch's own word on the one before it is held against the bytes."""
+    abandon(workspace, {"type": "A"})
+    fill(workspace, 1)
+    path = workspace.segment(2)
+    first, *rest = lines_of(path)
+    record = dict(journal_lines.parse(first)[0][0].record)
+    record["body"]["before"]["sha256"] = "0" * 64
+    path.write_bytes(journal_lines.encode(record) + b"".join(rest))
+
+    with pytest.raises(CorruptError, match="not the lines that the next epoch found"):
+        read_entries(workspace)
 
 
 def test_a_large_body_lies_beside_the_journal(workspace: Workspace) -> None:

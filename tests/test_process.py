@@ -325,6 +325,34 @@ def test_orphans_of_this_workspace_are_ended(workspace: Workspace) -> None:
         stranger.kill()
 
 
+def test_without_orphans_nothing_slow_is_imported(tmp_path: Path) -> None:
+    """A start that finds no process with the workspace's mark does without psutil."""
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from runbook.process import end_orphans\n"
+        "print(end_orphans(Path(sys.argv[1])), 'psutil' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, tmp_path],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "0 False\n"
+
+
+def test_a_dismissed_child_ends_by_itself(workspace: Workspace, worker: Worker) -> None:
+    """It goes while its parent does something else, and closing it afterwards is no error."""
+    run(worker, job(workspace))
+    assert worker.pid is not None
+    worker.dismiss()
+    os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)
+    worker.close()
+    worker.close()
+
+
 def test_signals_are_noted_and_the_handlers_restored() -> None:
     """SIGTERM is a wish to be read, not an end, and only while the session runs."""
     before = signal.getsignal(signal.SIGTERM)

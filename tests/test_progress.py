@@ -162,6 +162,18 @@ def test_control_characters_are_spelled_out() -> None:
     assert "\x1b" not in written(target)
 
 
+def test_without_a_terminal_the_lines_are_plain(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without a console the same lines go to stderr, a warning too."""
+    with Display(STEPS, None, Clock()) as display:
+        display.tell({"step": "pilot", "stage": "generate", "done": 1, "total": 2})
+        display.tell({"review": "pilot-1", "refused": "no such action"})
+
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "pilot: 1 of 3 steps done"
+    assert told[1].startswith("pilot: generate")
+    assert told[2:] == ["warning: the answer to review pilot-1 was refused: no such action"]
+
+
 def test_the_headline_counts_the_steps_behind() -> None:
     """A retry that starts at an earlier step takes the count back; its attempt is named."""
     later = readings((0, {"step": "scale", "attempt": 1}))

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Self
 
-from rich.console import Console
-from rich.text import Text
-
+from runbook.cli.options import say
 from runbook.cli.reading import Reading, behind, describe, headline, named, observe
 from runbook.contract import Json
 from runbook.problems import printable
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from rich.live import Live
     from rich.table import Table
 
@@ -36,8 +35,9 @@ class Display:
     """
 
     def __init__(
-        self, steps: Sequence[str], console: Console, clock: Clock = time.monotonic
+        self, steps: Sequence[str], console: "Console | None", clock: Clock = time.monotonic
     ) -> None:
+        """Without a console the lines go to stderr, as plain text."""
         self._steps = tuple(steps)
         self._console = console
         self._clock = clock
@@ -69,7 +69,7 @@ class Display:
         changed = (old.step, old.attempt) != (new.step, new.attempt)
         if changed:
             self._line(headline(new, self._steps), "bold")
-        if self._console.is_terminal and not self._console.is_dumb_terminal:
+        if self._console and self._console.is_terminal and not self._console.is_dumb_terminal:
             self._refresh()
         elif changed or old.stage != new.stage or now - self._told >= PLAIN_EVERY_S:
             self._told = now
@@ -81,6 +81,11 @@ class Display:
 
     def _line(self, text: str, style: str = "") -> None:
         """A line that stays, above the live ones."""
+        if self._console is None:
+            say(text)
+            return
+        from rich.text import Text  # noqa: PLC0415 - no terminal, no need
+
         self._console.print(Text(text, style), soft_wrap=True)
 
     def _refresh(self) -> None:
@@ -96,6 +101,7 @@ class Display:
     def _render(self) -> "Table":
         from rich.progress_bar import ProgressBar  # noqa: PLC0415 - no terminal, no need
         from rich.table import Table  # noqa: PLC0415 - no terminal, no need
+        from rich.text import Text  # noqa: PLC0415 - no terminal, no need
 
         reading = self._reading
         done = reading.samples[-1].done if reading.samples else 0

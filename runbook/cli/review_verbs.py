@@ -133,6 +133,8 @@ def _refuse_second(review: "ReviewView") -> None:
 
 def _state(review: "ReviewView") -> str:
     last = review.decisions[-1] if review.decisions else None
+    if review.superseded and not last:
+        return "superseded by a changed plan"
     return f"{last.action} by {last.author}" if last else "open"
 
 
@@ -140,7 +142,7 @@ def _document(review: "ReviewView") -> dict[str, Json]:
     from runbook.events import encode  # noqa: PLC0415 - start-up stays light
 
     document: dict[str, Json] = encode(review)
-    return {**document, "open": not review.decisions, "allowed": list(review.allowed)}
+    return {**document, "open": not review.decisions and not review.superseded, "allowed": list(review.allowed)}
 
 
 def _question(place: "Workspace", review: "ReviewView") -> str:

@@ -25,6 +25,8 @@ from runbook.cli.showing import read_session, show
 from runbook.errors import ConfigError, LockedError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from runbook.changes import Acceptance
     from runbook.contract import Gate, Judgement, Metric, Reviewer
     from runbook.executor import Gates
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 LAUNCH_LIMIT_S = 120.0
 _POLL_S = 0.05
 _STATE_TIMEOUT_S = 60.0
+TERMINAL_FORCED = frozenset({"FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"})
+"""By each of these rich is told that what is no terminal is to be treated as one."""
 TAKEOVERS = ("no", "yes", "if-owner-gone")
 
 
@@ -125,8 +129,6 @@ def _execute(
     acceptance: "Acceptance | None" = None,
     as_json: bool,
 ) -> None:
-    from rich.console import Console  # noqa: PLC0415 - start-up stays light
-
     from runbook.cli.progress import Display  # noqa: PLC0415 - start-up stays light
     from runbook.executor import Seams, run_session  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
@@ -136,7 +138,7 @@ def _execute(
     if before.outcome.state == "done" and before.fingerprint == plan.fingerprint:
         say("This session was done before: nothing is run again.")
     steps = tuple(step.name for step in plan.steps if step.enabled)
-    with Display(steps, Console(file=sys.stderr)) as display:
+    with Display(steps, _console()) as display:
         seams = Seams(
             gates=_gates(place.root),
             reviewer=_reviewer(plan),
@@ -153,6 +155,15 @@ def _execute(
         )
     show(place, as_json=as_json)
     raise typer.Exit(code)
+
+
+def _console() -> "Console | None":
+    """The terminal that people watch; None where there is none, since rich is slow to import."""
+    if not sys.stderr.isatty() and not os.environ.keys() & TERMINAL_FORCED:
+        return None
+    from rich.console import Console  # noqa: PLC0415 - see above
+
+    return Console(file=sys.stderr)
 
 
 def _takeover(asked: str, plan: "Plan") -> "Takeover | None":

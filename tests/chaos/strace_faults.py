@@ -50,18 +50,19 @@ def run_under_strace(
     timeout: float,
     cwd: Path | None = None,
     env: Mapping[str, str] | None = None,
+    log: Path = Path("/dev/null"),
 ) -> subprocess.CompletedProcess[str]:
     """Run a command and its children under faults until the last of them ends.
 
-    A command ended by signal N returns ``-N``, as without strace. Skips the test where strace
-    cannot trace.
+    A command ended by signal N returns ``-N``, as without strace. ``log`` gets a line for each
+    traced call. Skips the test where strace cannot trace.
 
     Raises:
         subprocess.TimeoutExpired: after ``timeout`` seconds; the command and its children are dead.
     """
     calls = ",".join(dict.fromkeys(fault.partition(":")[0] for fault in inject))
     options = [f"--inject={fault}" for fault in inject]
-    return _trace(command, calls, options, Path("/dev/null"), paths, timeout, cwd, env)
+    return _trace(command, calls, options, log, paths, timeout, cwd, env)
 
 
 def count_calls(

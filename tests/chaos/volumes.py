@@ -23,6 +23,11 @@ def small_tmpfs(folder: Path, size: str = "64k") -> Iterator[Path]:
         yield path
 
 
+def grow(path: Path, size: str) -> None:
+    """Give a small volume more room; what it holds stays."""
+    subprocess.run(["mount", "-o", f"remount,size={size}", path], check=True)
+
+
 class VanishingVolume:
     """A volume that a test takes away and brings back with what it held."""
 
