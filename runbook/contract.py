@@ -254,8 +254,8 @@ class ReviewRequest:
     """One question about one attempt at one gate."""
 
     review_id: str
-    """``<step>-<attempt>``: at most one review per gate and attempt; ``-2`` where a changed plan had
-    the same attempt judged anew."""
+    """``<step>-<attempt>``: at most one review per gate and attempt; with ``-2`` behind it where a
+    changed plan had the same attempt judged anew."""
     step: str
     attempt: int
     reason: str

@@ -1,12 +1,17 @@
 """The system calls that make bytes durable, each in one place, so that a fault can be scripted at
 every one of them (``runbook.faults``).
 
-Rule: nothing else in this package writes, fsyncs or renames what must survive a crash.
+Rules: nothing else in this package writes, fsyncs or renames what must survive a crash; and nothing
+new is made in a workspace whose volume was unmounted, since it would land on the bare folder.
 """
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from runbook.contract import MARK
 
 Data = memoryview
 Fault = Callable[[str, Path, Data], Data]
@@ -16,6 +21,8 @@ bytes to write, raises the OSError to fail with, or does not return at all."""
 fault: Fault | None = None
 """None but in a test or in ``selftest --chaos``."""
 _NOTHING = Data(b"")
+_held: dict[Path, int] = {}
+"""Workspaces that this process works on -> the device they are on."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -23,9 +30,39 @@ def _before(call: str, path: Path, data: Data = _NOTHING) -> Data:
     return data if fault is None else fault(call, path, data)
 
 
+@contextmanager
+def holding(root: Path) -> Iterator[None]:
+    """Within it nothing new is made below a folder that is no longer on the device it is on now."""
+    _held[root] = root.stat().st_dev
+    try:
+        yield
+    finally:
+        _held.pop(root, None)
+
+
+def _check_volume(path: Path) -> None:
+    """Raises OSError: the volume of the workspace that a path is in was unmounted."""
+    if not _held and MARK in os.environ:
+        # A child is told by its environment which workspace it works on.
+        root = Path(os.environ[MARK])
+        _held[root] = _device(root)
+    for root, device in _held.items():
+        if path.is_relative_to(root) and device != _device(root):
+            raise OSError(errno.ENODEV, "the workspace is gone from its volume", str(path))
+
+
+def _device(root: Path) -> int:
+    """-1 where nothing is there."""
+    try:
+        return root.stat().st_dev
+    except FileNotFoundError:
+        return -1
+
+
 def create(path: Path, mode: int = 0o666, *, append: bool = False) -> int:
     """A descriptor of a new file; FileExistsError where there is one, a link included."""
     _before("create", path)
+    _check_volume(path)
     return os.open(path, _CREATE | (os.O_APPEND if append else 0), mode)
 
 
@@ -58,4 +95,5 @@ def replace(source: Path, target: Path) -> None:
 def make_directory(path: Path) -> None:
     """One folder; no error where it exists."""
     _before("mkdir", path)
+    _check_volume(path)
     path.mkdir(exist_ok=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from runbook import durable
 from runbook.clock import SYSTEM, Clock
 from runbook.errors import LockedError
 from runbook.journal import Journal, Reading, read_journal
@@ -45,7 +46,10 @@ def open_journal(
     try:
         reading = read_journal(workspace)
         why = asked or _succession(workspace, reading, takeover)
-        with Journal(workspace, clock, why=why, reading=reading) as journal:
+        with (
+            durable.holding(workspace.root),
+            Journal(workspace, clock, why=why, reading=reading) as journal,
+        ):
             yield journal
     finally:
         lock.release()

@@ -391,6 +391,20 @@ def test_a_missing_manifest_or_changed_input_stops_with_three(
     assert last_stop(workspace).reason == "missing manifest"
 
 
+def test_a_changed_input_is_never_read(workspace: Workspace) -> None:
+    """The step that would read it is not even started."""
+    pause = {"trouble": {"kind": "pause", "at": 0}}
+    plan = make_plan(make_step("a"), make_step("b", inputs=("a",), params=pause))
+    assert execute(plan, workspace) == 75
+    (path,) = workspace.artifacts.glob("a_*/dataset.jsonl")
+    path.write_bytes(path.read_bytes().replace(b"0", b"1"))
+
+    assert execute(plan, workspace) == 3
+
+    known = facts(read_entries(workspace))
+    assert [f.step for f in known if isinstance(f, ev.StepStarted)] == ["a", "b"]
+
+
 def test_a_skipped_input_stops_with_three(workspace: Workspace) -> None:
     """A step whose input was never made does not run on nothing."""
     plan = make_plan(make_step("a", enabled=False), make_step("b", inputs=("a",)))

@@ -306,7 +306,7 @@ def execute(book: Path, root: Path, calls: str, arm: Callable[[], None] | None) 
     """The session, in a process of its own; it exits with the session's code."""
     os.environ[CALLS] = str(root / calls)
     # Every record carries the commit, which someone may change beside a long sweep.
-    manifest.git_sha = lambda: "0" * 40  # type: ignore[assignment]  # it is cached otherwise
+    manifest.git_sha = lambda: "0" * 40
     if arm:
         arm()
     place = Workspace.at(root)

@@ -178,7 +178,7 @@ def test_killed_in_each_phase_the_bytes_are_the_same(gemma: Path, tmp_path: Path
 def main(book: str, root: str, *kills: str) -> int:
     arm(kills)
     # Every record carries the commit, which someone may change beside a long test.
-    manifest.git_sha = lambda: "0" * 40  # type: ignore[assignment]  # it is cached otherwise
+    manifest.git_sha = lambda: "0" * 40
     place = Workspace.at(Path(root))
     return run_session(
         load_plan(Path(book)),

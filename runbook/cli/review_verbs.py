@@ -142,7 +142,8 @@ def _document(review: "ReviewView") -> dict[str, Json]:
     from runbook.events import encode  # noqa: PLC0415 - start-up stays light
 
     document: dict[str, Json] = encode(review)
-    return {**document, "open": not review.decisions and not review.superseded, "allowed": list(review.allowed)}
+    is_open = not review.decisions and not review.superseded
+    return {**document, "open": is_open, "allowed": list(review.allowed)}
 
 
 def _question(place: "Workspace", review: "ReviewView") -> str:

@@ -126,7 +126,9 @@ def test_a_few_cuts_lose_nothing(tmp_path: Path, calm: Result) -> None:
     """The same at a dozen points: what the mutation check can afford."""
     changes = number_of_changes(tmp_path / "count")
 
-    assert sweep(tmp_path, calm, None, range(9, changes, changes // 12)) == [""] * 13
+    told = sweep(tmp_path, calm, None, range(9, changes, changes // 11))
+
+    assert [each for each in told if each] == []
 
 
 @pytest.mark.parametrize("seed", SEEDS)

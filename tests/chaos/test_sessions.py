@@ -5,7 +5,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,9 +28,10 @@ from chaos.session import (
 from chaos.strace_faults import count_calls, fail, hang, run_under_strace
 from chaos.volumes import grow, small_tmpfs, vanishing_volume
 from runbook import durable
-from runbook.crash_session import Result, crash_plan, requests_cut_short
+from runbook.crash_session import Result, crash_plan, requests_cut_short, run_forked
 from runbook.durable import Data
 from runbook.faults import FAIL, Fault
+from runbook.testing import simple_gates
 from runbook.workspace import Workspace
 
 FAILED = "the volume failed: Input/output error"
@@ -59,7 +60,7 @@ def test_a_full_disk_stops_with_three_and_goes_on_with_room(
     with small_tmpfs(tmp_path, f"{kib}k") as volume:
         place = Workspace.at(volume / "w")
         code = ends(place.root, log)
-        assert code == 3 or (code == 0 and kib > 200), log.read_text()
+        assert code == 3 or (code == 0 and kib > 140), log.read_text()
         if code:
             assert "no space left" in cause(place, log.read_text())
         assert "Traceback" not in log.read_text()
@@ -123,9 +124,6 @@ def _fail_at(folder: Path, calm: Result, who: str, at: int) -> str:
 def test_one_failed_call_stops_by_name_and_is_not_repeated(tmp_path: Path, calm: Result) -> None:
     """EIO at any third durable call: exit 3 with the cause, no second try on that descriptor."""
     counts = {who: tmp_path / f"calls of {who}" for who in ("executor", "child")}
-    from runbook.crash_session import run_forked  # noqa: PLC0415
-    from runbook.testing import simple_gates  # noqa: PLC0415
-
     faults = {who: Fault(0, count_to=str(path)) for who, path in counts.items()}
     run_forked(tmp_path / "count", simple_gates, own=faults["executor"], childs=faults["child"])
     points = [
@@ -148,9 +146,9 @@ def test_one_failed_call_stops_by_name_and_is_not_repeated(tmp_path: Path, calm:
         ("fsync", ".runbook/journal.jsonl", 9),
         ("write", ".runbook/journal.jsonl", 1),
         ("write", ".runbook/journal.jsonl", 20),
-        ("rename", ".runbook/HEAD", 3),
+        ("rename", "", 1),
+        ("rename", "", 8),
         ("fsync", ".runbook", 5),
-        ("rename", BATCH, 1),
         ("fsync", str(Path(BATCH).parent), 1),
     ],
 )
@@ -164,7 +162,8 @@ def test_a_failing_system_call_stops_by_name(
     ended = run_under_strace(
         command(place.root),
         inject=[fail(call, "EIO", nth)],
-        paths=[place.root / path],
+        # strace knows a rename by its source alone, whose name is random.
+        paths=[place.root / path] if path else [],
         timeout=60,
         cwd=TESTS,
         log=trace,
@@ -237,6 +236,3 @@ def test_a_vanished_volume_stops_by_name_and_takes_nothing_elsewhere(
 ) -> None:
     """Unmounted under a session, nothing lands on the bare folder; back again, it goes on."""
     vanish_after(tmp_path, calm, random.Random(seed).uniform(0.05, 1.0))
-
-
-Act = Callable[[], int]
