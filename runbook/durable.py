@@ -23,6 +23,8 @@ fault: Fault | None = None
 _NOTHING = Data(b"")
 _held: dict[Path, int] = {}
 """Workspaces that this process works on -> the device they are on."""
+_GONE = -1
+"""The device of a workspace that was not there when this process first looked."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -45,18 +47,18 @@ def _check_volume(path: Path) -> None:
     if not _held and MARK in os.environ:
         # A child is told by its environment which workspace it works on.
         root = Path(os.environ[MARK])
-        _held[root] = _device(root)
+        _held[root] = root.stat().st_dev if root.is_dir() else _GONE
     for root, device in _held.items():
-        if path.is_relative_to(root) and device != _device(root):
+        if path.is_relative_to(root) and _device(root) != device:
             raise OSError(errno.ENODEV, "the workspace is gone from its volume", str(path))
 
 
-def _device(root: Path) -> int:
-    """-1 where nothing is there."""
+def _device(root: Path) -> int | None:
+    """None where nothing is there."""
     try:
         return root.stat().st_dev
     except FileNotFoundError:
-        return -1
+        return None
 
 
 def create(path: Path, mode: int = 0o666, *, append: bool = False) -> int:

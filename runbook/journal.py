@@ -433,7 +433,7 @@ class Journal:
                 where=str(self._path),
                 fix="run the same command again; nothing committed is lost",
             )
-        self._check_fence()
+        self.check_fence()
         line, entry = self._line(body)
         try:
             with artifacts.storage_errors(self._path):
@@ -442,7 +442,7 @@ class Journal:
                 if body.get("type") == OPENED:
                     durable.fsync_path(self._path.parent)
             # Whoever claimed the next epoch by now may have read without this line.
-            self._check_fence()
+            self.check_fence()
             self._lines += 1
             self._last = entry.sha256
             if pin:
@@ -453,11 +453,12 @@ class Journal:
             self._refusal = self._refusal or "an earlier line of it failed"
             if isinstance(error, FileNotFoundError):
                 # Whoever took over has cleared up what was half written.
-                self._check_fence()
+                self.check_fence()
             raise
         return entry
 
-    def _check_fence(self) -> None:
+    def check_fence(self) -> None:
+        """Raises LockedError: superseded; NeedsPersonError: the volume failed or went away."""
         with artifacts.storage_errors(self._path):
             if self._workspace.segment(self.epoch + 1).exists():
                 raise self._superseded()

@@ -360,11 +360,9 @@ class _Chaos:
 
 
 def _is_committed(place: Workspace, path: Path) -> bool:
-    """Files of data, manifests and reports; logs and heartbeats are nobody's evidence."""
+    """Files of data and manifests; logs and heartbeats are nobody's evidence."""
     relative = place.relative(path)
-    if path.suffix == ".txt" or path.name == artifacts.COMPLETE:
-        return False
-    return relative.startswith("artifacts/") and path.suffix in {".json", ".jsonl"}
+    return relative.startswith("artifacts/") and path.suffix in {".json", ".jsonl", ".txt"}
 
 
 def _is_refused(place: Workspace) -> bool:

@@ -50,7 +50,12 @@ def open_journal(
             durable.holding(workspace.root),
             Journal(workspace, clock, why=why, reading=reading) as journal,
         ):
-            yield journal
+            try:
+                yield journal
+            except OSError:
+                # Whoever took over has cleared up what this one had half written.
+                journal.check_fence()
+                raise
     finally:
         lock.release()
 

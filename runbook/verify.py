@@ -15,6 +15,7 @@ from runbook import events as ev
 from runbook.contract import Artifact
 from runbook.errors import CorruptError
 from runbook.journal import Before, Epoch, Reading, facts, read_journal
+from runbook.report.judgement import judgement_text
 from runbook.workspace import Workspace
 
 
@@ -68,6 +69,7 @@ class _Check:
         for fact in known:
             if isinstance(fact, ev.ManifestWritten) and fact.path not in damaged:
                 yield from self._judgement(fact)
+        yield from self._markers(known)
 
     def _artifacts(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
         """What steps declared; of a path that was made again, the newest."""
@@ -78,6 +80,22 @@ class _Check:
                 self.notes.append(f"{path}: its step is being run again, so it was not compared")
             else:
                 yield from self._artifact(artifact)
+
+    def _markers(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
+        """The ``COMPLETE.json`` of each finished attempt's folder, and all that it lists."""
+        running = _outputs_in_flux(known)
+        ended = {(f.step, f.attempt) for f in known if isinstance(f, ev.StepFinished)}
+        started = (f for f in known if isinstance(f, ev.StepStarted))
+        outputs = [f.output for f in started if (f.step, f.attempt) in ended]
+        for output in dict.fromkeys(outputs):
+            folder = self._workspace.inside(output)
+            marker = folder / artifacts.COMPLETE
+            if output in running or not marker.is_file():
+                continue
+            self.files += 1
+            mine = _files_of_executor(known, output)
+            for name, what in _inside(folder, mine):
+                yield Finding(f"{output}/{name}", what)
 
     def _journal(self) -> Iterator[Finding]:
         """What stands behind the lines that count; the lines themselves were read."""
@@ -132,7 +150,7 @@ class _Check:
         self.files += 1
         if artifacts.sha256_tree(path) == artifact.sha256:
             return
-        inner = list(_inside(path))
+        inner = list(_inside(path, frozenset()))
         self.files += len(inner)
         if not inner:
             yield Finding(artifact.path, "changed: the folder's files are not those committed")
@@ -151,7 +169,19 @@ class _Check:
         path = self._workspace.inside(written.path)
         if written.judged_path:
             judgement = json.loads(path.read_bytes())["judgement"]
-            yield from self._file(judgement["path"], judgement["sha256"])
+            found = list(self._file(judgement["path"], judgement["sha256"]))
+            yield from found or self._judgement_text(judgement["path"])
+
+    def _judgement_text(self, relative: str) -> Iterator[Finding]:
+        """The same judgement for people: it follows from the document, byte for byte."""
+        self.files += 1
+        path = self._workspace.inside(relative)
+        text = path.with_suffix(".txt")
+        expected = judgement_text(json.loads(path.read_bytes()))
+        if not text.is_file():
+            yield Finding(self._name(text), "missing")
+        elif text.read_bytes() != expected.encode():
+            yield Finding(self._name(text), "changed")
 
     def _name(self, path: Path) -> str:
         return self._workspace.relative(path)
@@ -177,17 +207,33 @@ def _lines_in(data: bytes) -> int:
         return 0
 
 
-def _inside(folder: Path) -> Iterator[tuple[str, str]]:
-    """What is wrong in a folder, by its ``COMPLETE.json``."""
+def _files_of_executor(known: tuple[ev.Event, ...], output: str) -> frozenset[str]:
+    """Names that the executor adds to a step's folder once the step declared it complete."""
+    names = set()
+    for fact in known:
+        if isinstance(fact, ev.ManifestWritten) and str(Path(fact.path).parent) == output:
+            judged = Path(fact.judged_path)
+            names |= {Path(fact.path).name, judged.name, f"{judged.stem}.txt"}
+    return frozenset(names)
+
+
+def _inside(folder: Path, added: frozenset[str]) -> Iterator[tuple[str, str]]:
+    """What is wrong in a folder, by its ``COMPLETE.json``; ``added`` may be there besides."""
     try:
-        declared = json.loads((folder / artifacts.COMPLETE).read_bytes())["files"]
-    except (OSError, ValueError, KeyError):
+        data = (folder / artifacts.COMPLETE).read_bytes()
+        document = json.loads(data)
+        declared = dict(document["files"])
+        whole = artifacts.indented_json(document).encode() == data
+    except (OSError, ValueError, KeyError, TypeError):
+        whole, declared = False, {}
+    if not whole:
         yield artifacts.COMPLETE, "missing or changed"
         return
     there = artifacts.names(folder)
     for name, entry in declared.items():
         if name not in there:
             yield name, "missing"
-        elif artifacts.sha256_file(folder / name) != entry["sha256"]:
+        elif artifacts.sha256_file(folder / name) != entry.get("sha256"):
             yield name, "changed"
-    yield from ((name, "extra") for name in sorted(there - declared.keys()))
+    extra = sorted(there - declared.keys() - added)
+    yield from ((name, "extra") for name in extra)

@@ -162,14 +162,14 @@ MUTANTS = (
     Mutant(
         "a superseded writer is not stopped before its line",
         "runbook/journal.py",
-        "        self._check_fence()\n        line, entry",
+        "        self.check_fence()\n        line, entry",
         "        line, entry",
         (_JOURNAL + "a_superseded_writer_adds_no_byte_at_its_next_line",),
     ),
     Mutant(
         "a superseded writer reports its line",
         "runbook/journal.py",
-        "            self._check_fence()\n            self._lines += 1\n",
+        "            self.check_fence()\n            self._lines += 1\n",
         "            self._lines += 1\n",
         (_JOURNAL + "what_a_superseded_writer_adds_is_evidence",),
     ),

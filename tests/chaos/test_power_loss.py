@@ -112,7 +112,7 @@ def failures(folder: Path, calm: Result, seed: int | None, points: Sequence[int]
 def test_nothing_acknowledged_is_lost_wherever_the_power_is_cut(
     tmp_path: Path, calm: Result
 ) -> None:
-    """Cut before every second change of a session, the disk holds what was reported; the end is the same."""
+    """Cut before every second change, the disk holds what was reported; the end is the same."""
     changes = number_of_changes(tmp_path / "count")
     assert changes > 200
     points = range(1, changes + 2, 2)
@@ -132,9 +132,7 @@ def test_a_few_cuts_lose_nothing(tmp_path: Path, calm: Result) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_disk_that_keeps_parts_of_it_is_no_worse(
-    tmp_path: Path, calm: Result, seed: int
-) -> None:
+def test_a_disk_that_keeps_parts_of_it_is_no_worse(tmp_path: Path, calm: Result, seed: int) -> None:
     """Sectors and names that reach the disk by themselves, in any order, harm nothing."""
     changes = number_of_changes(tmp_path / "count")
     points = range(1 + seed, changes + 2, 12)
