@@ -234,6 +234,6 @@ def _inside(folder: Path, added: frozenset[str]) -> Iterator[tuple[str, str]]:
         if name not in there:
             yield name, "missing"
         elif artifacts.sha256_file(folder / name) != entry.get("sha256"):
-            yield name, "changed"
+            yield name, f"changed, or {artifacts.COMPLETE} beside it"
     extra = sorted(there - declared.keys() - added)
     yield from ((name, "extra") for name in extra)
