@@ -113,7 +113,7 @@ def run_session(
     check_machine(plan.preflight, workspace.root, resumed=state.session is not None)
     if state.session is None:
         check_plan(plan, workspace)
-    with open_journal(workspace, seams.clock, takeover=takeover) as journal, signals() as signal:
+    with signals() as signal, open_journal(workspace, seams.clock, takeover=takeover) as journal:
         end_orphans(workspace.root)
         artifacts.settle(workspace.root)
         withdraw_stop(workspace)

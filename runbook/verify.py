@@ -208,13 +208,18 @@ def _lines_in(data: bytes) -> int:
 
 
 def _files_of_executor(known: tuple[ev.Event, ...], output: str) -> frozenset[str]:
-    """Names that the executor adds to a step's folder once the step declared it complete."""
-    names = set()
-    for fact in known:
-        if isinstance(fact, ev.ManifestWritten) and str(Path(fact.path).parent) == output:
-            judged = Path(fact.judged_path)
-            names |= {Path(fact.path).name, judged.name, f"{judged.stem}.txt"}
-    return frozenset(names)
+    """Names that the executor adds to a step's folder once the step declared it complete.
+
+    The judgement is durable a moment before the line that says so.
+    """
+    started = [f for f in known if isinstance(f, ev.StepStarted) and f.output == output]
+    here = {(f.step, f.attempt) for f in started}
+    judged = {
+        Path(f.judged_file)
+        for f in known
+        if isinstance(f, ev.StepFinished) and (f.step, f.attempt) in here
+    }
+    return frozenset(name for path in judged for name in (path.name, f"{path.stem}.txt"))
 
 
 def _inside(folder: Path, added: frozenset[str]) -> Iterator[tuple[str, str]]:

@@ -1,0 +1,57 @@
+"""Taking over: the one that was superseded learns of it, whatever it was doing."""
+
+from pathlib import Path
+
+import pytest
+
+from runbook import artifacts, durable
+from runbook.errors import LockedError, NeedsPersonError
+from runbook.journal import Journal
+from runbook.takeover import open_journal
+from runbook.workspace import Workspace
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Workspace:
+    made = Workspace.at(tmp_path / "ws")
+    made.create()
+    return made
+
+
+def test_a_file_cleared_away_by_the_next_one_ends_with_seven(workspace: Workspace) -> None:
+    """The next executor deletes half-written files; the cause is told, not the symptom."""
+
+    def superseded() -> None:
+        with open_journal(workspace):
+            Journal(workspace)
+            raise FileNotFoundError
+
+    with pytest.raises(LockedError, match="taken the workspace over"):
+        superseded()
+
+
+def test_a_missing_file_of_its_own_is_no_takeover(workspace: Workspace) -> None:
+    """An error that no other executor caused passes as it is."""
+    with pytest.raises(FileNotFoundError), open_journal(workspace):
+        raise FileNotFoundError
+
+
+def test_nothing_is_made_where_the_workspace_is_gone(workspace: Workspace) -> None:
+    """While the workspace is held, a vanished one is not begun anew on what lies beneath."""
+    held = pytest.raises(NeedsPersonError, match="gone from its volume")
+    with open_journal(workspace), held:
+        workspace.root.rename(workspace.root.with_name("away"))
+        artifacts.write_text(workspace.root / "data" / "a", "x")
+
+    assert not workspace.root.exists()
+
+
+def test_a_workspace_that_is_let_go_may_be_made_anew(workspace: Workspace) -> None:
+    """The hold ends with the executor."""
+    with open_journal(workspace):
+        pass
+    workspace.root.rename(workspace.root.with_name("away"))
+
+    durable.make_directory(workspace.root)
+
+    assert workspace.root.is_dir()
