@@ -89,7 +89,10 @@ def _next(data: bytes, offset: int) -> Line | None:
 
 
 def _record(payload: bytes, offset: int) -> Mapping[str, Json]:
-    record = json.loads(payload)
+    try:
+        record = json.loads(payload)
+    except ValueError:
+        record = None
     if not isinstance(record, dict) or record.keys() != _FIELDS.keys():
         raise DamageError(offset, f"a line has the fields {', '.join(_FIELDS)} and no others")
     wrong = [name for name, kind in _FIELDS.items() if not isinstance(record[name], kind)]
