@@ -222,7 +222,7 @@ class _Chaos:
     def sweeps(self) -> Iterator[Sweep]:
         share = (self._deadline - time.monotonic()) / 13
         for name, do, weight in (
-            ("killed before a durable call", KILL, 5.0),
+            ("killed before a durable call", KILL, 7.0),
             ("killed in the middle of a write", TEAR, 2.0),
             ("disk full from a write on", FULL, 2.0),
         ):
