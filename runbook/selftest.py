@@ -71,6 +71,8 @@ class Sweep:
     places: int
     failures: tuple[str, ...]
     note: str = ""
+    sound: str = "all as undisturbed"
+    """How those ended that did not fail."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def selftest(
 def describe(sweep: Sweep) -> str:
     """The sweep in a line, and a line for each of its first failures."""
     of = "" if sweep.tried == sweep.places else f" of {sweep.places}"
-    verdict = f"{len(sweep.failures)} FAILED" if sweep.failures else "all as undisturbed"
+    verdict = f"{len(sweep.failures)} FAILED" if sweep.failures else sweep.sound
     note = f"; {sweep.note}" if sweep.note else ""
     lines = [f"{sweep.name}: {sweep.tried}{of} tried, {verdict}{note}"]
     return "\n".join([*lines, *(f"  {failure}" for failure in sweep.failures[:10])])
@@ -244,7 +246,7 @@ class _Chaos:
         outcomes = _in_forks([ordered[i::jobs] for i in range(jobs)], self._try, until)
         failures = tuple(told for told, _ in outcomes if told)
         paid = sum(paid for _, paid in outcomes)
-        note = f"{paid} of them inside a paid request, which cost one more at most" if paid else ""
+        note = f"{paid} inside a paid request, which cost one more at most" if paid else ""
         return Sweep(name, len(outcomes), len(cases), failures, note)
 
     def _try(self, case: Case) -> tuple[str, int]:
@@ -312,7 +314,8 @@ class _Chaos:
             if left > before:
                 failures.append(f"cut to {length} bytes: {left} lines in place of {before}")
         note = f"{refused} refused, {len(seen)} resumed from"
-        return Sweep("journal cut at a byte", len(data), len(data), tuple(failures), note)
+        total = len(data)
+        return Sweep("journal cut at a byte", total, total, tuple(failures), note, "all sound")
 
     def _resume_copy(self, place: Workspace, name: str) -> list[str]:
         copy = Workspace.at(self._root / "copy")
@@ -340,7 +343,8 @@ class _Chaos:
                 if not _is_refused(place):
                     failures.append(f"bit {position % 8} of byte {position} of {path.name}")
             path.write_bytes(data)
-        return Sweep("bit flipped in journal or HEAD", total, total, tuple(failures))
+        name = "bit flipped in journal or HEAD"
+        return Sweep(name, total, total, tuple(failures), sound="all refused")
 
     def _artifact_flips(self) -> Sweep:
         """One bit in each committed file, at its first, middle and last byte: verify names it."""
@@ -356,7 +360,8 @@ class _Chaos:
                 if not any(path.name in told for told in found):
                     failures.append(f"byte {position} of {place.relative(path)}")
             path.write_bytes(data)
-        return Sweep("bit flipped in a committed file", total, total, tuple(failures))
+        name = "bit flipped in a committed file"
+        return Sweep(name, total, total, tuple(failures), sound="all named by verify")
 
 
 def _is_committed(place: Workspace, path: Path) -> bool:
