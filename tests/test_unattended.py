@@ -120,6 +120,18 @@ def test_a_launch_that_cannot_start_says_why(scene: Scene) -> None:
     assert "is not a duration" in told.err
 
 
+def test_a_workspace_that_is_a_file_is_refused(scene: Scene) -> None:
+    """Launch says what stands in the workspace's place, and starts nothing."""
+    scene.write(SLOW)
+    scene.place.root.write_text("x")
+
+    told = scene.call("launch", scene.spec)
+
+    assert told.code == 2
+    assert "cannot be made" in told.err
+    scene.place.root.unlink()
+
+
 def test_a_stopped_session_waits_for_a_persons_resume(scene: Scene) -> None:
     """Stop ends after the batch with 3; run is refused; resume goes on and makes nothing twice."""
     scene.write(SLOW)

@@ -134,3 +134,18 @@ def test_the_verb_ends_with_three_and_names_the_file(tmp_path: Path, capfd: Capt
     assert damaged.code == 3
     assert damaged.lines[0]["where"].endswith("dataset.jsonl")
     assert damaged.lines[0]["what"] == "changed"
+
+
+@pytest.mark.parametrize("place", ["empty", "file", "nowhere"])
+def test_a_place_without_a_session_is_no_sound_one(
+    tmp_path: Path, capfd: Capture, place: str
+) -> None:
+    """Nothing to compare is exit 2 and says so, never 'no findings'."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("x")
+
+    told = call(capfd, "verify", "--workspace", tmp_path / place)
+
+    assert told.code == 2
+    assert "fix:" in told.err
+    assert "Traceback" not in told.err

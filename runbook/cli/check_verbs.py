@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
-from runbook.errors import CorruptError
+from runbook.errors import ConfigError, CorruptError
 
 if TYPE_CHECKING:
     from runbook.contract import Gate, Judgement, Metric
@@ -23,7 +23,20 @@ def verify(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    found = check(place)
+    try:
+        found = check(place)
+    except OSError as error:
+        raise ConfigError(
+            f"the workspace cannot be read: {error.strerror}",
+            where=str(error.filename or place.root),
+            fix="name the folder of a session with --workspace, or change its permissions",
+        ) from error
+    if not found.files and not found.findings:
+        raise ConfigError(
+            "there is nothing to verify: no session was begun here",
+            where=str(place.root),
+            fix="name the folder of a session with --workspace",
+        )
     for finding in found.findings:
         say(f"{finding.where}: {finding.what}")
         if as_json:
@@ -53,14 +66,14 @@ def selftest(
     as_json: AsJson = False,
 ) -> None:
     """Kill, tear, fill and flip a small session on the workspace's volume; 1: it lost something."""
-    from runbook.artifacts import make_directory, write_json  # noqa: PLC0415 - start-up stays light
+    from runbook.artifacts import write_json  # noqa: PLC0415 - start-up stays light
     from runbook.events import encode  # noqa: PLC0415 - start-up stays light
     from runbook.selftest import LIMIT_S  # noqa: PLC0415 - start-up stays light
     from runbook.selftest import selftest as check  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    make_directory(place.hidden)
+    place.create()
     wall = datetime.now(UTC).isoformat(timespec="seconds")
     limit_s = LIMIT_S if chaos else SAMPLE_S
     certificate = check(place.hidden, _gates(place), say, wall, limit_s=limit_s)

@@ -247,13 +247,12 @@ def launch(
     author: Author = "unnamed",
 ) -> None:
     """Run the session detached; answer with one JSON record once it holds the workspace."""
-    from runbook.artifacts import make_directory  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     load_plan(spec, overrides)
     place = Workspace.at(workspace)
-    make_directory(place.logs)
+    place.create()
     log = place.log("session")
     told = [part for override in overrides for part in ("--set", override)]
     if accept_changes is not None:
@@ -332,7 +331,8 @@ def stop(
     view = read_session(place)
     if not view.run_id or view.outcome.state == "done":
         told = "it is done" if view.run_id else "no session was begun here"
-        raise ConfigError(f"there is nothing to stop: {told}", where=str(place.root))
+        fix = "name the folder of a session at work with --workspace"
+        raise ConfigError(f"there is nothing to stop: {told}", where=str(place.root), fix=fix)
     holder = read_journal(place).holder
     if holder and not (holder.is_here and not holder.is_alive_here):
         request_stop(place, reason, SYSTEM)
