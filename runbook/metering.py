@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from runbook.meter_client import Meter
 
 _ARM_EVERY_S = 10.0
+_NOTHING_TO_STOP_S = 60.0
+"""So long a meter outlives its executor where it has no pod to stop."""
 
 
 class Metering:
@@ -56,7 +58,7 @@ class Metering:
                 rental_ends_s=rental,
                 stop_pod=self._stop,
                 pod_state=self._state,
-                abandoned_after_s=self._abandoned_after_s if self._stop else None,
+                abandoned_after_s=self._abandoned_after_s if self._stop else _NOTHING_TO_STOP_S,
             )
         )
 
