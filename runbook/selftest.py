@@ -394,10 +394,10 @@ def _in_forks(
     slices: Sequence[Sequence[Case]], act: Callable[[Case], tuple[str, int]], until: float
 ) -> list[tuple[str, int]]:
     """Each slice in a process of its own; what was done before the time was over."""
-    readers = []
+    forks = []
     for mine in slices:
         reader, writer = os.pipe()
-        if os.fork() == 0:
+        if (pid := os.fork()) == 0:
             code = 1
             try:
                 os.close(reader)
@@ -411,12 +411,12 @@ def _in_forks(
             finally:
                 os._exit(code)
         os.close(writer)
-        readers.append(reader)
+        forks.append((pid, reader))
     outcomes: list[tuple[str, int]] = []
-    for reader in readers:
+    for pid, reader in forks:
         with os.fdopen(reader) as told:
             outcomes += [(str(what), int(paid)) for what, paid in map(json.loads, told)]
-        _, status = os.wait()
+        _, status = os.waitpid(pid, 0)
         if status:
             outcomes.append((f"a process of the selftest ended with {status}", 0))
     return outcomes

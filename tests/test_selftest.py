@@ -1,6 +1,10 @@
 """selftest: it finds what a crash loses, says so, and leaves a certificate that reports show."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,18 @@ def test_work_done_twice_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
     failures = [f for sweep in certificate.sweeps[:3] for f in sweep.failures]
     assert any("made again" in failure or "ended with" in failure for failure in failures)
+
+
+def test_a_child_of_somebody_else_is_not_taken_for_a_sweeps() -> None:
+    """Whatever the process that calls it started before may end meanwhile, and end badly."""
+    stranger = subprocess.Popen([sys.executable, "-c", "raise SystemExit(9)"])
+    os.waitid(os.P_PID, stranger.pid, os.WEXITED | os.WNOWAIT)
+    case = selftest.Case("executor", 1, KILL)
+
+    told = selftest._in_forks([[case], [case]], lambda _: ("", 0), time.monotonic() + 60.0)
+
+    assert told == [("", 0), ("", 0)]
+    assert stranger.wait() == 9
 
 
 def test_places_left_out_are_spread_evenly() -> None:
