@@ -2,6 +2,7 @@
 
 import ast
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -81,9 +82,9 @@ def test_a_canonical_name_elsewhere_is_no_excuse(name: str, tmp_path: Path) -> N
 
 
 def test_a_file_that_cannot_be_parsed_is_a_finding(tmp_path: Path) -> None:
-    """What cannot be read cannot be trusted."""
+    """What looks as if it mattered and cannot be read cannot be trusted."""
     path = tmp_path / "torn.py"
-    path.write_text("def run(:\n")
+    path.write_text("def run(: transformers\n")
     assert [finding.line for finding in find_violations([path], PHASES)] == [1]
 
 
@@ -146,8 +147,10 @@ def test_no_file_of_the_project_is_judged_otherwise_for_its_bytes() -> None:
     assert 5 < sum(map(bool, walked)) < len(walked) / 2
 
 
-def test_the_same_bytes_are_parsed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file is parsed again when its bytes are new, whatever its times say."""
+def test_a_file_is_read_again_only_where_it_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a size nor a modification time that was put back hides new bytes."""
     parsed: list[bytes] = []
     parse = ast.parse
 
@@ -156,14 +159,25 @@ def test_the_same_bytes_are_parsed_once(tmp_path: Path, monkeypatch: pytest.Monk
         return parse(data, filename)
 
     monkeypatch.setattr(ast, "parse", count)
+    monkeypatch.setattr(dry, "_SETTLED_NS", 0)
     path = tmp_path / "mine.py"
-    path.write_text("stop = 1\n")
+    path.write_text("stop = 'peft END###'\n")
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    time.sleep(0.05)
     assert find_violations([path], PHASES) == find_violations([path], PHASES) == ()
-    path.write_text("stop = '###END###'\n")
+    assert len(parsed) == 1
+    path.write_text("stop = 'p ###END###'\n")
     os.utime(path, ns=times)
     assert [finding.rule for finding in find_violations([path], PHASES)] == ["prompt"]
     assert len(parsed) == 2
+
+
+def test_a_file_that_is_still_being_written_is_read_each_time(tmp_path: Path) -> None:
+    """Two writes within one tick of the volume's clock have the same times."""
+    path = tmp_path / "mine.py"
+    for text, rules in (("stop = 'peft END###'\n", []), ("stop = 'p ###END###'\n", ["prompt"])):
+        path.write_text(text)
+        assert [finding.rule for finding in find_violations([path], PHASES)] == rules
 
 
 def test_what_is_no_regular_file_is_a_finding(tmp_path: Path) -> None:
