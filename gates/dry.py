@@ -97,6 +97,7 @@ def find_violations(sources: Iterable[Path], home: Path) -> tuple[Finding, ...]:
         sources: Python files; one that cannot be parsed is a finding of its own.
         home: the project's ``phases`` folder, whose canonical files are exempt by rule.
     """
+    home = home.resolve()
     found = [finding for path in sorted(set(sources)) for finding in _in_file(path, home)]
     return tuple(sorted(found, key=lambda f: (f.path, f.line)))
 
@@ -107,7 +108,10 @@ def _in_file(path: Path, home: Path) -> Iterator[Finding]:
     except (OSError, SyntaxError, ValueError) as error:
         yield Finding(path, getattr(error, "lineno", None) or 1, "loader", f"unreadable: {error}")
         return
-    own = path.name if found and path.resolve().parent == home.resolve() else ""
+    if not found:
+        return
+    beside = path.parent == home and not path.is_symlink()
+    own = path.name if beside or path.resolve().parent == home else ""
     for line, rule, what in found:
         if own not in _AT_HOME[rule]:
             yield Finding(path, line, rule, what)

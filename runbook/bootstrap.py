@@ -6,7 +6,6 @@ says beyond its ``preflight`` section is held against the machine in ``runbook.p
 """
 
 import errno
-import importlib
 import os
 import secrets
 import shlex
@@ -22,7 +21,7 @@ from pathlib import Path
 from runbook import artifacts
 from runbook.contract import Json
 from runbook.errors import ConfigError, NeedsPersonError, RunbookError
-from runbook.problems import printable
+from runbook.gpus import Inventory, read_inventory
 
 DEVICES = Path("/dev")
 """Holds ``nvidia0``, ``nvidia1``: a node for each GPU, inside a container too."""
@@ -99,11 +98,11 @@ def check_gpus(
     *,
     devices: Path = DEVICES,
     environ: Mapping[str, str] = os.environ,
-    describe: Callable[[], str] | None = None,
+    inventory: Callable[[], Inventory] = read_inventory,
 ) -> Check:
     """Whether there are as many GPUs as asked for, by their device nodes.
 
-    ``describe`` tells their names and memory; the driver's library is asked where None.
+    ``inventory`` tells their names and memory.
     """
     nodes = sum(p.name.removeprefix("nvidia").isdecimal() for p in devices.glob("nvidia*"))
     shown = min(nodes, _listed(environ.get("CUDA_VISIBLE_DEVICES"), nodes))
@@ -118,7 +117,7 @@ def check_gpus(
         return Check("gpus", State.FAILED, what, fix)
     if shown == 0:
         return Check("gpus", State.OK, "none, and none is asked for")
-    return Check("gpus", State.OK, f"{shown}: {(describe or read_gpus)()}")
+    return Check("gpus", State.OK, f"{shown}: {inventory()}")
 
 
 def _listed(visible: str | None, nodes: int) -> int:
@@ -127,29 +126,6 @@ def _listed(visible: str | None, nodes: int) -> int:
         return nodes
     names = [name.strip() for name in visible.split(",")]
     return next((i for i, name in enumerate(names) if name in {"", "-1"}), len(names))
-
-
-def read_gpus() -> str:
-    """Name and memory of each GPU as NVML tells them, or why they cannot be read."""
-    try:
-        nvml = importlib.import_module("pynvml")
-    except ImportError:
-        return "name and memory not readable: pip install nvidia-ml-py"
-    try:
-        nvml.nvmlInit()
-    except nvml.NVMLError as error:
-        return f"name and memory not readable: {printable(str(error))}"
-    try:
-        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        told = [
-            f"{nvml.nvmlDeviceGetName(h)}, {nvml.nvmlDeviceGetMemoryInfo(h).total / GIB:.0f} GiB"
-            for h in handles
-        ]
-    except nvml.NVMLError as error:
-        return f"name and memory not readable: {printable(str(error))}"
-    finally:
-        nvml.nvmlShutdown()
-    return printable("; ".join(told), longest=400)
 
 
 def nearest(path: Path) -> Path:
@@ -175,7 +151,7 @@ def check_workspace(root: Path) -> Check:
         found = f"{root} cannot be written to: {error.strerror}"
         return Check("workspace", State.FAILED, found, f"{fix} another folder")
     found = str(root) if folder == root else f"{root} can be made in {folder}"
-    return Check("workspace", State.OK, f"{found}: written, fsynced, renamed")
+    return Check("workspace", State.OK, f"{found}: a file was written, fsynced and renamed there")
 
 
 def check_disk(
@@ -215,7 +191,11 @@ def check_disk(
         found = f"{asked}; {free / GIB:.1f} GiB look free, but taking {taken / GIB:.3g} GiB"
         found = f"{found} failed: {trouble}"
         return Check("disk", State.FAILED, found, fix, NeedsPersonError)
-    return Check("disk", State.OK, f"{free / GIB:.1f} GiB free, {taken / GIB:.3g} GiB of it tried")
+    return Check(
+        "disk",
+        State.OK,
+        f"{free / GIB:.1f} GiB free, {taken / GIB:.3g} GiB of it taken and given back",
+    )
 
 
 def used_bytes(root: Path) -> int:

@@ -6,6 +6,7 @@ out as those of a session that nobody disturbed.
 
 import os
 import signal
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -97,8 +98,23 @@ def requests_cut_short(workspace: Workspace) -> int:
 
 
 def made_twice(workspace: Workspace, made_before: int, committed: set[tuple[str, int, str]]) -> int:
-    """Batches made since that had been committed by then."""
-    return len(committed & set(generations(workspace.root)[made_before:]))
+    """Batches made since that had been committed by then, or before a child was lost."""
+    made = generations(workspace.root)
+    again = {batch for batch, times in Counter(made).items() if times > 1}
+    return len((committed & set(made[made_before:])) | (_kept_by_losses(workspace) & again))
+
+
+def _kept_by_losses(workspace: Workspace) -> set[tuple[str, int, str]]:
+    """The batches that were committed when a child of their step was lost."""
+    committed: set[tuple[str, int, str]] = set()
+    kept: set[tuple[str, int, str]] = set()
+    for fact in facts(read_entries(workspace)):
+        match fact:
+            case ev.BatchCommitted():
+                committed.add((fact.step, fact.attempt, fact.key))
+            case ev.StepInterrupted():
+                kept |= {batch for batch in committed if batch[0] == fact.step}
+    return kept
 
 
 def committed_batches(workspace: Workspace) -> set[tuple[str, int, str]]:

@@ -20,6 +20,7 @@ from runbook.budget import Limits, Spent
 from runbook.contract import Json
 from runbook.events import StepFinished
 from runbook.fingerprint import bytes_document, engine_document, fingerprint
+from runbook.gpus import read_inventory
 from runbook.manifest import cpu
 from runbook.plan import Plan, PlannedStep
 
@@ -221,10 +222,8 @@ def _machine() -> str:
 
 @cache
 def _gpus() -> str | None:
-    from runbook.bootstrap import read_gpus  # noqa: PLC0415 - only where the engine uses one
-
-    told = read_gpus()
-    return None if "not readable" in told else told
+    found = read_inventory()
+    return None if found.trouble else str(found)
 
 
 def _digest(params: Json, model: Mapping[str, Json], engine: Mapping[str, Json]) -> str:

@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from runbook import artifacts, durable, estimate, manifest
 from runbook import events as ev
@@ -21,6 +23,7 @@ from runbook.bootstrap import check_machine
 from runbook.budget import Limits
 from runbook.changes import Acceptance, agree
 from runbook.clock import SYSTEM, Clock
+from runbook.codec import encode
 from runbook.contract import (
     Gate,
     Json,
@@ -38,14 +41,15 @@ from runbook.metering import Metering
 from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
-from runbook.projection import Projector
 from runbook.redact import Redactor, session_secrets
-from runbook.review import make_request, review_name
 from runbook.step_runner import Progress, StepRunner
 from runbook.supervision import Halt, Supervisor
 from runbook.takeover import Takeover, open_journal
 from runbook.worker import Job
 from runbook.workspace import Workspace, stamp
+
+if TYPE_CHECKING:
+    from runbook.projection import Projector
 
 Gates = Callable[[Gate, tuple[Metric, ...], bool], Judgement]
 """The gate, the readings, and whether the sample cannot grow any more."""
@@ -153,7 +157,6 @@ class _Session:
         pulse = Pulse(workspace, seams.clock, Gpus() if plan.preflight.get("gpus") else None)
         self.metering = Metering(plan, workspace, self.ledger, seams.clock)
         self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger, self.metering)
-        self.projector = Projector(plan, workspace, journal, self.known, seams.clock)
         self.runner = StepRunner(
             plan,
             workspace,
@@ -164,6 +167,13 @@ class _Session:
             self.supervisor.pause,
         )
         self.consulted: set[str] = set()
+
+    @cached_property
+    def projector(self) -> "Projector":
+        """Made while the first child starts: what it imports takes as long."""
+        from runbook.projection import Projector  # noqa: PLC0415 - see above
+
+        return Projector(self.plan, self.workspace, self.journal, self.known, self.seams.clock)
 
     def append(self, event: ev.Event) -> None:
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
@@ -206,6 +216,7 @@ class _Session:
         match m.decide(self.plan, self.state):
             case st.RunStep() as run:
                 self.runner.prepare(run.params)
+        assert self.projector
 
     def _open(self) -> None:
         if self.state.session:
@@ -248,6 +259,8 @@ class _Session:
             case st.Adjust(step, changes, why):
                 self.append(ev.Adjusted(step, self.state.steps[step].attempt, changes, why))
             case st.AskReview(step, attempt, reason):
+                from runbook.review import review_name  # noqa: PLC0415 - most sessions have none
+
                 name = review_name(self.known, step, attempt)
                 path = self.workspace.review(self._now(), f"{name.replace('-', '_')}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
@@ -303,6 +316,8 @@ class _Session:
     def _consult(self, name: str) -> None:
         mine = self.state.steps[name]
         assert mine.review is not None
+        from runbook.review import make_request  # noqa: PLC0415 - most sessions have none
+
         account = self.ledger.account(mine.review.review_id)
         request = make_request(self.plan, self.state, self.known, self.workspace, name, account)
         request = replace(request, stop=self.supervisor.reason)
@@ -340,10 +355,10 @@ class _Session:
                 mine.attempt,
                 mine.look,
                 judged.verdict.value,
-                tuple(ev.encode(criterion) for criterion in judged.criteria),
+                tuple(encode(criterion) for criterion in judged.criteria),
                 judged.reasons,
                 judged.sentinel_tripped,
-                ev.encode(judged.details),
+                encode(judged.details),
             )
         )
 
@@ -372,9 +387,10 @@ class _Session:
         output, started_at = self._place(step)
         known = batches(self.journal.entries, run.step, run.attempt)
         work = self.workspace.work(run.step, run.attempt)
-        changed = artifacts.make_directories(work, self.workspace.inside(output))
+        folder = self.workspace.inside(output)
+        changed = artifacts.make_directories(work, folder)
         if whole and run.attempt > 1:
-            _disown(self.workspace.inside(output))
+            _disown(folder)
         self.append(ev.StepStarted(run.step, run.attempt, run.look, run.params, output, started_at))
         job = Job(
             function=step.function,
@@ -389,7 +405,7 @@ class _Session:
             engine=self.plan.engine,
             workspace=self.workspace.root,
             work=work,
-            output=self.workspace.inside(output),
+            output=folder,
             inputs=inputs,
             provenance=manifest.provenance(self.plan),
             committed=tuple(known.values()),

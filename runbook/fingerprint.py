@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import cast
 
 from runbook.artifacts import canonical_json, sha256_bytes
+from runbook.codec import decode
 from runbook.contract import Gate, Json, Range
 from runbook.errors import CorruptError
-from runbook.events import decode
 from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable
 

@@ -1,7 +1,7 @@
-"""What the GPUs do while a session runs, by NVML: utilization, memory, and Xid errors.
+"""What NVML tells: which GPUs there are, and what they do while a session runs.
 
-Nothing is measured where ``nvidia-ml-py`` (the extra ``gpu``) or a driver is missing. Rule: a GPU
-that cannot be read never stops a session.
+The one place that talks to it. Nothing is read where ``nvidia-ml-py`` (the extra ``gpu``) or a
+driver is missing. Rule: a GPU that cannot be read never stops a session.
 """
 
 import importlib
@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from runbook.contract import Json
+from runbook.problems import printable
 
 _MIB = 1 << 20
+_GIB = 1 << 30
 _NO_WAIT_MS = 0
 _MOST_EVENTS = 16
 
@@ -25,6 +27,46 @@ class Sample:
     """Percent of the time since the last sample in which a kernel ran."""
     memory_mib: int
     memory_total_mib: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """The GPUs of a machine, or why nobody can tell them."""
+
+    gpus: tuple[str, ...] = ()
+    """Name and memory of each, as ``NVIDIA H100, 80 GiB``."""
+    trouble: str = ""
+    """Why they cannot be read; empty where they were."""
+
+    def __str__(self) -> str:
+        """All of them on one line."""
+        if self.trouble:
+            return f"name and memory not readable: {self.trouble}"
+        return printable("; ".join(self.gpus), longest=400)
+
+
+def read_inventory(nvml: Any = None) -> Inventory:
+    """The machine's GPUs; ``nvml`` stands in for the module ``pynvml``."""
+    nvml = nvml or _import()
+    if nvml is None:
+        return Inventory(trouble="pip install nvidia-ml-py")
+    try:
+        nvml.nvmlInit()
+        try:
+            return Inventory(tuple(_name(nvml, handle) for handle in _handles(nvml)))
+        finally:
+            nvml.nvmlShutdown()
+    except nvml.NVMLError as error:
+        return Inventory(trouble=printable(str(error)))
+
+
+def _name(nvml: Any, handle: Any) -> str:
+    memory = nvml.nvmlDeviceGetMemoryInfo(handle).total
+    return f"{nvml.nvmlDeviceGetName(handle)}, {memory / _GIB:.0f} GiB"
+
+
+def _handles(nvml: Any) -> list[Any]:
+    return [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
 
 
 class Gpus:
@@ -44,8 +86,7 @@ class Gpus:
     def _open(self) -> None:
         nvml = self._nvml
         nvml.nvmlInit()
-        count = nvml.nvmlDeviceGetCount()
-        self._handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(count)]
+        self._handles = _handles(nvml)
         events = nvml.nvmlEventSetCreate()
         for handle in self._handles:
             nvml.nvmlDeviceRegisterEvents(handle, nvml.nvmlEventTypeXidCriticalError, events)

@@ -22,6 +22,7 @@ from typing import Self
 from runbook import artifacts, durable, journal_lines
 from runbook import events as ev
 from runbook.clock import SYSTEM, Clock
+from runbook.codec import decode, encode
 from runbook.contract import Committed, Json
 from runbook.errors import CorruptError, LockedError, NeedsPersonError, RunbookError
 from runbook.journal_lines import MAX_LINE, DamageError, Line
@@ -192,7 +193,7 @@ class _Reader:
             Epoch(
                 number,
                 self._workspace.segment(number),
-                ev.decode(Owner, body["owner"]),
+                decode(Owner, body["owner"]),
                 body["why"],
                 opening.record["wall"],
                 _before(opening),
@@ -279,7 +280,7 @@ def epoch_of(name: str) -> int | None:
 
 def _before(opening: Line) -> Before | None:
     before = opening.record["body"]["before"]
-    return None if before is None else ev.decode(Before, before)
+    return None if before is None else decode(Before, before)
 
 
 def _read_head(path: Path, epoch: int) -> tuple[int, str]:
@@ -382,9 +383,9 @@ class Journal:
             self._path = path
         opened = {
             "type": OPENED,
-            "owner": ev.encode(this_process()),
+            "owner": encode(this_process()),
             "why": self._why,
-            "before": ev.encode(before),
+            "before": encode(before),
         }
         try:
             self._write(opened, pin=True)

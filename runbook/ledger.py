@@ -24,12 +24,12 @@ class Ledger:
         request_usd: float = 0.0,
         unknown_requests: int = 1,
     ) -> None:
-        """``append`` makes a fact durable; ``facts`` gives all so far.
+        """Begin an executor's spending; what earlier ones spent is read from the facts.
 
         Args:
             limits: the runbook's.
             clock: only its monotonic time is used.
-            facts: all so far.
+            facts: gives all so far.
             append: makes a fact durable.
             request_usd: what one request to the reviewer may cost at worst.
             unknown_requests: how many more are sent after one whose end is unknown.
@@ -69,15 +69,11 @@ class Ledger:
 
     def seconds_left(self, *, terminal: bool) -> float:
         """What may still be worked from now on; infinite where nothing limits it."""
-        used = self._clock.monotonic() - self._began
-        now = replace(self._spent(), seconds=self._before.seconds + used)
-        return budget.seconds_left(self.limits, now, terminal=terminal)
+        return budget.seconds_left(self.limits, self._used(), terminal=terminal)
 
     def exhausted(self, *, terminal: bool) -> str:
         """Which limit is reached, in words."""
-        used = self._clock.monotonic() - self._began
-        now = replace(self._spent(), seconds=self._before.seconds + used)
-        return budget.exhausted(self.limits, now, terminal=terminal)
+        return budget.exhausted(self.limits, self._used(), terminal=terminal)
 
     @property
     def deadline(self) -> float:
@@ -108,6 +104,11 @@ class Ledger:
     def settle_request(self, review_id: str, key: str) -> None:
         sent, _ = self._requests(key)
         self._append(ev.RequestSettled(review_id, key, sent, self._request_usd))
+
+    def _used(self) -> budget.Spent:
+        """What is spent by the clock: without what is leased ahead."""
+        mine = self._clock.monotonic() - self._began
+        return replace(self._spent(), seconds=self._before.seconds + mine)
 
     def _spent(self) -> budget.Spent:
         return budget.spent(self._facts())

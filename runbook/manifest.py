@@ -20,9 +20,9 @@ from pathlib import Path
 
 from runbook import artifacts
 from runbook import events as ev
+from runbook.codec import encode
 from runbook.contract import Artifact, Json
 from runbook.errors import NeedsPersonError
-from runbook.events import encode
 from runbook.plan import Plan, PlannedStep
 from runbook.redact import Redactor, secrets_in
 from runbook.state import State, Status, StepState

@@ -1,48 +1,34 @@
 """The executor's side of the meter: start it, feed it, hear what became of the pod.
 
 Rules: nothing here waits for the meter, except ``Meter.end`` for the pod's state; a meter that died
-is an answer and not an exception, and ``Meter.ensure`` starts another. Each meter writes a record
-of its own, numbered, in a folder of this machine that is not on the workspace's volume; the newest
-record is the workspace's.
+is an answer and not an exception, and ``Meter.ensure`` starts another.
 """
 
-import hashlib
 import json
 import math
 import os
-import re
 import select
-import signal
-import stat
 import subprocess
 import sys
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import BinaryIO
-
-import psutil
 
 import runbook
+from runbook.codec import decode
 from runbook.contract import MARK, Json
-from runbook.errors import ConfigError
-from runbook.events import decode
-from runbook.meter import MeterRecord, StopRecord, Terms, boot_id, now, process_start
+from runbook.meter import Terms, now
+from runbook.meter_folder import MeterRecords, is_within, volume_of
+from runbook.meter_handover import end_former_meters
+from runbook.meter_record import StopRecord
+from runbook.owner import process_start
 
-__all__ = ["Meter", "MeterConfig", "MeterRecord", "StopRecord", "read_record"]
-
-STATE_DIR = "RUNBOOK_STATE_DIR"
-_PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a folder of our own there, checked
 _SEARCH_PATHS = ("PATH", "LD_LIBRARY_PATH")
-_DISMISS_S = 2.0
 _LEAVE_S = 1.0
 _ANSWER_S = 0.05
 _RESTART_EVERY_S = 1.0
 _BEAT_EVERY_S = 0.5
-_POLL_S = 0.002
-_MAX_LOG_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -67,136 +53,15 @@ class MeterConfig:
     """Between two questions for the pod's state; before the second try of a stop, then doubled."""
 
 
-def read_record(workspace: Path) -> MeterRecord | None:
-    """The record of the workspace's newest meter, dead or alive; None where there is none.
-
-    ``former`` is the newest earlier one that was asked to stop the pod. Another machine's meters
-    are not seen. Raises ConfigError as ``state_folder`` does.
-    """
-    return _newest(state_folder(workspace), _key(workspace))
-
-
-def _newest(folder: Path, key: str) -> MeterRecord | None:
-    records = [record for _, record in _records(folder, key) if record]
-    if not records:
-        return None
-    former = next((record for record in records[1:] if record.stop), None)
-    return replace(records[0], former=former)
-
-
-def is_running(record: MeterRecord) -> bool:
-    """Whether the meter that wrote a record is alive on this machine."""
-    return record.boot_id == boot_id() and process_start(record.pid) == record.start
-
-
-def state_folder(workspace: Path) -> Path:
-    """The folder for the meters' records, made where it is missing; for this user alone.
-
-    RUNBOOK_STATE_DIR names it. Else it is the first of fixed places that is not on the workspace's
-    volume: they depend on nothing that differs from login to login, so that a later executor finds
-    the earlier one's meter.
-
-    Raises:
-        ConfigError: it lies in the workspace, is a link, is not ours or open to others.
-    """
-    named = os.environ.get(STATE_DIR)
-    if named:
-        folder = Path(named)
-        if not folder.is_absolute() or folder.resolve().is_relative_to(workspace.resolve()):
-            raise ConfigError(
-                "the meter's folder must be an absolute path outside the workspace",
-                where=f"{STATE_DIR}={named}",
-                fix="name a folder on a disk of this machine",
-            )
-    else:
-        folder = _default_folder(workspace)
-    _check_folder(folder)
-    return folder
-
-
-def _default_folder(workspace: Path) -> Path:
-    volume = _volume(workspace)
-    for place in map(Path, _PLACES):
-        if place.is_dir() and os.access(place, os.W_OK) and not _is_within(place, volume):
-            return place / f"runbook-{os.geteuid()}"
-    raise ConfigError(
-        f"none of {', '.join(_PLACES)} can hold the meter's record off the workspace's volume",
-        where=str(volume),
-        fix=f"set {STATE_DIR} to a folder on a disk of this machine",
-    )
-
-
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise ConfigError(
-            f"the meter's folder cannot be made: {error.strerror}",
-            where=str(folder),
-            fix=f"set {STATE_DIR} to a folder on a disk of this machine",
-        ) from error
-    if not stat.S_ISDIR(found.st_mode):
-        what, fix = "is a link or no folder", "remove it"
-    elif found.st_uid != os.geteuid():
-        what, fix = "belongs to another user", f"set {STATE_DIR} to a folder of your own"
-    elif found.st_mode & 0o077:
-        what, fix = "is open to other users", f"chmod 700 {folder}"
-    else:
-        return
-    raise ConfigError(f"the meter's folder {what}", where=str(folder), fix=fix)
-
-
-def _volume(workspace: Path) -> Path:
-    """Mount point of the workspace; the workspace itself where that is the root."""
-    root = workspace.resolve()
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    except OSError:
-        mounts = []
-    points = (Path(_unescape(line.split(" ")[4])) for line in mounts)
-    above = [point for point in points if root.is_relative_to(point)]
-    point = max(above, key=lambda path: len(path.parts), default=Path("/"))
-    return root if point == Path("/") else point
-
-
-def _unescape(field: str) -> str:
-    """A blank, tab, newline and backslash stand as octal numbers in the mount table."""
-    return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), field)
-
-
-def _is_within(path: Path, folder: Path) -> bool:
-    return path.is_relative_to(folder) or path.resolve().is_relative_to(folder)
-
-
-def _key(workspace: Path) -> str:
-    return hashlib.sha256(str(workspace.resolve()).encode()).hexdigest()[:16]
-
-
-def _records(folder: Path, key: str) -> Iterator[tuple[Path, MeterRecord | None]]:
-    """Newest first; None where a file holds no record, as that of a meter that just started."""
-    numbered = []
-    for path in folder.glob(f"{key}.*.meter.json"):
-        number = path.name.split(".")[1]
-        if number.isdecimal():
-            numbered.append((int(number), path))
-    for _, path in sorted(numbered, reverse=True):
-        try:
-            yield path, decode(MeterRecord, json.loads(path.read_bytes()))
-        except (OSError, ValueError, TypeError):
-            yield path, None
-
-
 class Meter:
     """A running meter. For one thread."""
 
     def __init__(self, config: MeterConfig) -> None:
         """See ``start``."""
         self._config = config
-        self._folder = state_folder(config.workspace)
+        self._records = MeterRecords.of(config.workspace)
         self._deadline = _point(config.deadline_s)
         self._rental_end = _point(config.rental_ends_s)
-        self._key = _key(config.workspace)
         self._process: subprocess.Popen[bytes] | None = None
         self._unsent = b""
         self._deadline_is_due = False
@@ -214,7 +79,7 @@ class Meter:
         2 s at most, and not for the new one. Raises ConfigError as ``state_folder`` does.
         """
         meter = cls(config)
-        meter._end_former()
+        end_former_meters(meter._records)
         meter._spawn()
         return meter
 
@@ -279,7 +144,7 @@ class Meter:
         if self._stopped is not None:
             self._wait_for_exit()
             return self._stopped
-        record = _newest(self._folder, self._key)
+        record = self._records.newest()
         if record is None or self._process is None or record.pid != self._process.pid:
             return None
         # A meter that died in the middle of a stop has not done it.
@@ -294,8 +159,8 @@ class Meter:
         self._unsent = _line(asdict(self._terms()))
         self._deadline_is_due = False
         try:
-            record = self._claim_record()
-            with self._open_log() as log:
+            record = self._records.claim()
+            with self._records.open_log() as log:
                 # -P: the folder the command was typed in must not shadow a library.
                 self._process = subprocess.Popen(
                     [sys.executable, "-P", "-m", "runbook.meter", str(record)],
@@ -332,35 +197,6 @@ class Meter:
             stop_tries=config.stop_tries,
             pause_s=config.pause_s,
         )
-
-    def _claim_record(self) -> Path:
-        """A new number; of the older records the newest is kept, and the newest with a stop."""
-        older = list(_records(self._folder, self._key))
-        newest = int(older[0][0].name.split(".")[1]) if older else 0
-        path = self._folder / f"{self._key}.{newest + 1}.meter.json"
-        path.open("xb").close()
-        stops = [old for old, record in older if record and record.stop]
-        kept = {old for old, _ in older[:1]} | set(stops[:1])
-        for old, _ in older:
-            if old not in kept:
-                old.unlink(missing_ok=True)
-        return path
-
-    def _open_log(self) -> BinaryIO:
-        path = self._folder / f"{self._key}.meter.log"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        log = os.fdopen(os.open(path, flags, 0o600), "ab")
-        if log.tell() > _MAX_LOG_BYTES:
-            log.truncate(0)
-        return log
-
-    def _end_former(self) -> None:
-        for path, record in _records(self._folder, self._key):
-            if record is None:
-                for pid, start in _meters_of(path):
-                    _dismiss(pid, start, path)
-            elif record.stop is None and is_running(record):
-                _dismiss(record.pid, record.start, path)
 
     def _flush(self) -> bool:
         """Send what is due, without waiting; whether nothing is left."""
@@ -406,47 +242,18 @@ class Meter:
                     pipe.close()
 
 
-def _dismiss(pid: int, start: int, path: Path) -> None:
-    """End a meter, unless it was asked to stop the pod in the meantime."""
-    with suppress(OSError):
-        os.kill(pid, signal.SIGTERM)
-        limit = now() + _DISMISS_S
-        while process_start(pid) == start and now() < limit:
-            time.sleep(_POLL_S)
-        if process_start(pid) == start and not _is_stopping(path):
-            os.kill(pid, signal.SIGKILL)
-
-
-def _is_stopping(path: Path) -> bool:
-    try:
-        return decode(MeterRecord, json.loads(path.read_bytes())).stop is not None
-    except (OSError, ValueError, TypeError):
-        return False
-
-
-def _meters_of(record: Path) -> list[tuple[int, int]]:
-    """Pid and start of the processes that were started to write a record."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            start = process_start(process.pid)
-            if start is not None and process.cmdline()[-3:] == ["-m", "runbook.meter", str(record)]:
-                found.append((process.pid, start))
-    return found
-
-
 def _environment(workspace: Path) -> dict[str, str]:
     """The executor's, without a worker's mark; programs of the volume are searched last."""
     own = str(Path(runbook.__file__).parent.parent)
-    volume = _volume(workspace)
+    volume = volume_of(workspace)
     environment = {name: value for name, value in os.environ.items() if name != MARK}
     for name in _SEARCH_PATHS:
         if name in environment:
             folders = environment[name].split(os.pathsep)
-            folders.sort(key=lambda folder: bool(folder) and _is_within(Path(folder), volume))
+            folders.sort(key=lambda folder: bool(folder) and is_within(Path(folder), volume))
             environment[name] = os.pathsep.join(folders)
     modules = filter(None, environment.get("PYTHONPATH", "").split(os.pathsep))
-    outside = [path for path in modules if not _is_within(Path(path), workspace.resolve())]
+    outside = [path for path in modules if not is_within(Path(path), workspace.resolve())]
     environment["PYTHONPATH"] = os.pathsep.join([own, *outside])
     return environment
 

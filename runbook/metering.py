@@ -1,7 +1,7 @@
 """The executor's dealings with the meter process: when there is one, what it holds, its end.
 
 The meter itself (``runbook.meter``) lives on when the executor hangs or is killed. There is one
-where the runbook sets a limit or says how the pod is stopped.
+where the runbook sets a limit, says when the rental ends or how the pod is stopped.
 """
 
 import math
@@ -39,7 +39,7 @@ class Metering:
         self._state = _command(plan.pod, "state")
         self._abandoned_after_s = plan.pod.get("abandoned_after_s")
         self._rental_ends = _rental_ends(plan.pod)
-        self._wanted = ledger.limits.any or bool(self._stop)
+        self._wanted = ledger.limits.any or bool(self._stop) or self._rental_ends is not None
         self._meter: Meter | None = None
         self._armed = -math.inf
 
@@ -49,13 +49,13 @@ class Metering:
             return
         from runbook.meter_client import Meter, MeterConfig  # noqa: PLC0415 - many have none
 
-        rental = self._rental_ends - self._clock.wall() if self._rental_ends else None
+        ends = self._rental_ends
         self._meter = Meter.start(
             MeterConfig(
                 run_id,
                 self._workspace.root,
                 deadline_s=self._deadline(),
-                rental_ends_s=rental,
+                rental_ends_s=None if ends is None else ends - self._clock.wall(),
                 stop_pod=self._stop,
                 pod_state=self._state,
                 abandoned_after_s=self._abandoned_after_s if self._stop else _NOTHING_TO_STOP_S,
@@ -77,16 +77,12 @@ class Metering:
         """Why the meter asked this executor to end; empty where it did not."""
         return (self._meter.limit_reached() or "") if self._meter else ""
 
-    @property
-    def stops_pod(self) -> bool:
-        return self._stop is not None
-
     def end(self, why: str, *, stop_pod: bool) -> ev.PodStopRequested | None:
         """End the meter; what became of the pod, where it was to be stopped."""
         if self._meter is None:
             return None
         meter, self._meter = self._meter, None
-        done = meter.end(why, stop_pod=stop_pod and self.stops_pod)
+        done = meter.end(why, stop_pod=stop_pod and self._stop is not None)
         if done is None or done.command is None:
             return None
         return ev.PodStopRequested(done.requested_at, done.last_rc, done.last_state or "")

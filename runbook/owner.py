@@ -1,6 +1,8 @@
 """Who writes a workspace's journal: one process, of one boot, of one machine; and is it gone?
 
 A process number alone says nothing: numbers are given again, and mean nothing on another machine.
+``boot_id`` and ``process_start`` make it a name. The meter uses them too, so only the standard
+library is imported here.
 """
 
 import os
@@ -37,7 +39,7 @@ class Owner:
 
     @property
     def is_alive_here(self) -> bool:
-        return self.is_here and self.boot == _boot() and _started(self.pid) == self.started
+        return self.is_here and self.boot == boot_id() and process_start(self.pid) == self.started
 
     def end(self, patience_s: float = 5.0) -> None:
         """End this process of this machine: asked first, so that it can stop at a commit."""
@@ -54,18 +56,26 @@ class Owner:
 def this_process() -> Owner:
     pid = os.getpid()
     machine = _read(Path("/etc/machine-id"))
-    return Owner(socket.gethostname(), machine, _boot(), pid, _started(pid) or 0)
+    return Owner(socket.gethostname(), machine, boot_id(), pid, process_start(pid) or 0)
 
 
-def _boot() -> str:
+def boot_id() -> str:
+    """The running kernel's name for its boot; empty where it cannot be read."""
     return _read(Path("/proc/sys/kernel/random/boot_id"))
 
 
-def _started(pid: int) -> int | None:
-    """The 22nd field of ``/proc/<pid>/stat``; None where no such process runs."""
-    text = _read(Path(f"/proc/{pid}/stat"))
-    fields = text.rpartition(")")[2].split()
-    if len(fields) < 20 or fields[0] in "ZX":
+def process_start(pid: int, *, zombies: bool = False) -> int | None:
+    """Clock ticks from boot to a process's start; None where no such process lives.
+
+    With the pid it names a process for good; unlike a wall time it does not move with the clock.
+
+    Args:
+        pid: of this machine.
+        zombies: whether a process counts that is dead, and that its parent has not yet waited for.
+    """
+    # The name stands in brackets and may hold anything, brackets and blanks too.
+    fields = _read(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
+    if len(fields) < 20 or (fields[0] in "ZX" and not zombies):
         return None
     return int(fields[19])
 

@@ -21,8 +21,8 @@ from types import FrameType
 
 import runbook
 from runbook.child_log import ChildLog
+from runbook.codec import decode, encode
 from runbook.contract import MARK, Committed, Json, PhaseResult
-from runbook.events import decode, encode
 from runbook.redact import Redactor
 from runbook.worker import Job
 

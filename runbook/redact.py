@@ -23,7 +23,7 @@ _NAME = re.compile(
     r"(?:.*_|)(?:API_?)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?", re.IGNORECASE
 )
 _URL = re.compile(
-    r"(?P<scheme>https?://|[a-z][a-z0-9+.-]*://(?=[^\s/@]*:))[^\s/@]+@", re.IGNORECASE
+    r"(?P<scheme>https?://|[a-z][a-z0-9+.-]{0,31}://(?=[^\s/@]*:))[^\s/@]+@", re.IGNORECASE
 )
 _URL_BYTES = re.compile(_URL.pattern.encode(), re.IGNORECASE)
 _MARK = "[secret]"
@@ -69,11 +69,19 @@ def has_url_credentials(text: str) -> bool:
 class Redactor:
     """Takes known secrets out of text, bytes and JSON values; ``[secret NAME]`` stands instead."""
 
-    def __init__(self, secrets: Mapping[str, str]) -> None:
-        """``secrets``: name and value of each, as of ``secrets_in``."""
-        self._names = {form: name for name, value in secrets.items() for form in _forms(value)}
+    def __init__(self, secrets: Mapping[str, str], nameless: Iterable[str] = ()) -> None:
+        """Know the secrets in every spelling.
+
+        Args:
+            secrets: name and value of each, as of ``secrets_in``.
+            nameless: values besides, for which ``[secret]`` stands.
+        """
+        marks = {form: _MARK for value in nameless for form in _forms(value)}
+        for name, value in secrets.items():
+            marks |= dict.fromkeys(_forms(value), f"[secret {name}]")
         # Of two forms at one place the longer holds the other.
-        forms = sorted(self._names, key=len, reverse=True)
+        forms = sorted(marks, key=len, reverse=True)
+        self._marks = marks
         self._pattern = re.compile("|".join(map(re.escape, forms))) if forms else None
         whole = b"|".join(re.escape(form.encode("utf-8", "surrogateescape")) for form in forms)
         self._pattern_bytes = re.compile(whole) if forms else None
@@ -81,7 +89,7 @@ class Redactor:
     def text(self, text: str) -> str:
         """The text without secrets."""
         if self._pattern:
-            text = self._pattern.sub(lambda m: f"[secret {self._names[m[0]]}]", text)
+            text = self._pattern.sub(lambda m: self._marks[m[0]], text)
         return _URL.sub(rf"\g<scheme>{_MARK}@", text)
 
     def data(self, data: bytes) -> bytes:
@@ -91,8 +99,7 @@ class Redactor:
         return _URL_BYTES.sub(rb"\g<scheme>" + _MARK.encode() + b"@", data)
 
     def _stand_in(self, match: re.Match[bytes]) -> bytes:
-        name = self._names[match[0].decode("utf-8", "surrogateescape")]
-        return f"[secret {name}]".encode()
+        return self._marks[match[0].decode("utf-8", "surrogateescape")].encode()
 
     def value(self, value: Json) -> Json:
         """The same of a JSON value, its keys included."""

@@ -12,6 +12,7 @@ from pathlib import Path
 from runbook import artifacts
 from runbook import events as ev
 from runbook.clock import Clock
+from runbook.codec import encode
 from runbook.contract import Committed, Json, PhaseResult
 from runbook.errors import PhaseError
 from runbook.plan import Plan
@@ -176,7 +177,7 @@ class StepRunner:
         """The child that has the model of such a step loaded, or a new one."""
         plan = self._plan
         loaded = [plan.model, params.get("quantization"), plan.engine, plan.environment]
-        key = artifacts.canonical_json(ev.encode(loaded))
+        key = artifacts.canonical_json(encode(loaded))
         if self._worker and self._worker.key != key:
             self.close()
         if self._worker is None:

@@ -11,6 +11,7 @@ from runbook.contract import Json
 from runbook.control import STOP_REQUESTED, Pulse
 from runbook.errors import BudgetError, NeedsPersonError, PausedError
 from runbook.ledger import Ledger
+from runbook.meter_decision import RENTAL
 from runbook.metering import Metering
 
 GRACE_S = 2.5
@@ -86,7 +87,8 @@ class Supervisor:
         if limit := self._metering.limit_reached():
             if self._ledger.seconds_left(terminal=True) <= 0:
                 raise self._spent()
-            raise Halt("budget", BudgetError.code, f"the meter asked for it: {limit}")
+            reason = "rental" if limit == RENTAL else "budget"
+            raise Halt(reason, BudgetError.code, f"the meter asked for it: {limit}")
         if signal := self._signal():
             raise Halt("paused", PausedError.code, f"{signal}; the same command goes on")
         if self._pulse.wish():

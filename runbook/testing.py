@@ -1,4 +1,4 @@
-"""Fakes for tests, a user's own included: a channel in memory and a step that does as told."""
+"""Fakes for tests, a user's own included: plans, reviews, and a step that does as told."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from runbook.contract import (
     Metric,
     PhaseRequest,
     PhaseResult,
+    ReviewRequest,
     Verdict,
 )
 from runbook.plan import Plan, PlannedPhase, PlannedStep
@@ -146,6 +147,36 @@ class LocalAccount:
 
     def settle(self, key: str) -> None:
         self.settled.append(key)
+
+
+def make_review_request(workspace: Path, **fields: Json) -> ReviewRequest:
+    """The question after the second failure of step ``a``, for a reviewer's test; asking is free.
+
+    A retry may change nothing unless ``adjustable`` is given.
+    """
+    defaults: dict[str, Json] = {
+        "review_id": "a-2",
+        "step": "a",
+        "attempt": 2,
+        "reason": "gate failed",
+        "allowed": ("retry", "stop", "override"),
+        "run_id": "20260101_000000",
+        "workspace": workspace,
+        "path": "reviews/a-2",
+        "verdict": "fail",
+        "criteria": (),
+        "reasons": (),
+        "metrics": (),
+        "attempts": (),
+        "adjustable": {},
+        "failures": 2,
+        "retries": 2,
+        "summary": {},
+        "flagged": (),
+        "samples": (),
+        "account": LocalAccount(),
+    }
+    return ReviewRequest(**{**defaults, **fields})
 
 
 def fake_phase(request: PhaseRequest) -> PhaseResult:

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from runbook.artifacts import canonical_json, storage_stop
+from runbook.codec import decode, encode
 from runbook.contract import Artifact, Committed, Json, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError, PhaseError, RunbookError
-from runbook.events import decode, encode
 
 _PR_SET_PDEATHSIG = 1
 _PROGRESS_EVERY_S = 0.2

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -33,13 +32,13 @@ from runbook.bootstrap import (
     check_gpus,
     check_machine,
     check_workspace,
-    read_gpus,
     refuse,
     take_room,
     used_bytes,
 )
 from runbook.doctor import examine, referenced
 from runbook.errors import ConfigError, NeedsPersonError
+from runbook.gpus import Inventory
 from runbook.prerequisites import check_folders, check_model, check_plan, check_versions
 from runbook.schema import load_plan
 from runbook.testing import make_plan, make_step
@@ -50,6 +49,7 @@ Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 MIB = 1 << 20
 PASSES = {"metrics": {"score": 0.9}}
+CARDS = Inventory(("H100, 80 GiB",) * 2)
 
 
 @contextmanager
@@ -130,50 +130,13 @@ class TestGpus:
 
         def shown(visible: str, wanted: int) -> Check:
             environ = {"CUDA_VISIBLE_DEVICES": visible}
-            return check_gpus(wanted, devices=tmp_path, environ=environ, describe=lambda: "cards")
+            return check_gpus(wanted, devices=tmp_path, environ=environ, inventory=lambda: CARDS)
 
-        assert shown("0,1", 2) == Check("gpus", State.OK, "2: cards")
+        assert shown("0,1", 2) == Check("gpus", State.OK, "2: H100, 80 GiB; H100, 80 GiB")
         assert shown("0,-1,2", 1).state is State.OK
         for visible in ("0,-1,2", "0", "", "-1"):
             assert shown(visible, 2).state is State.FAILED
             assert shown(visible, 2).fix.startswith("unset CUDA_VISIBLE_DEVICES")
-
-    def test_nvml_tells_name_and_memory(self, monkeypatch: Patch) -> None:
-        """Each GPU is told by name and GiB, and the library is shut down again."""
-        nvml = _nvml(count=2)
-        monkeypatch.setitem(sys.modules, "pynvml", nvml)
-        assert read_gpus() == "NVIDIA H100, 80 GiB; NVIDIA H100, 80 GiB"
-        assert nvml.calls == ["init", "shutdown"]
-
-    def test_what_nvml_cannot_tell_is_said(self, monkeypatch: Patch) -> None:
-        """No library, no driver, and a GPU that fell off the bus are not readable, and no error."""
-        monkeypatch.setitem(sys.modules, "pynvml", None)
-        assert read_gpus() == "name and memory not readable: pip install nvidia-ml-py"
-        for broken in ("nvmlInit", "nvmlDeviceGetCount"):
-            monkeypatch.setitem(sys.modules, "pynvml", _nvml(count=1, broken=broken))
-            assert read_gpus() == "name and memory not readable: GPU is lost"
-
-
-def _nvml(count: int, broken: str = "") -> Any:
-    """A stand-in for the module pynvml."""
-
-    class LostError(Exception):
-        pass
-
-    nvml = types.SimpleNamespace(NVMLError=LostError, calls=[])
-    nvml.nvmlInit = lambda: nvml.calls.append("init")
-    nvml.nvmlShutdown = lambda: nvml.calls.append("shutdown")
-    nvml.nvmlDeviceGetCount = lambda: count
-    nvml.nvmlDeviceGetHandleByIndex = lambda i: i
-    nvml.nvmlDeviceGetName = lambda _: "NVIDIA H100"
-    nvml.nvmlDeviceGetMemoryInfo = lambda _: types.SimpleNamespace(total=80 * GIB)
-
-    def lose() -> None:
-        raise LostError("GPU is lost")
-
-    if broken:
-        setattr(nvml, broken, lose)
-    return nvml
 
 
 class TestWorkspace:

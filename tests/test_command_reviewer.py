@@ -21,7 +21,7 @@ from runbook.clock import Clock
 from runbook.contract import Decision, Range, Reviewer, ReviewRequest
 from runbook.journal import facts, read_entries
 from runbook.ledger import Ledger
-from runbook.testing import LocalAccount
+from runbook.testing import make_review_request
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
@@ -32,29 +32,7 @@ FENCED = f"Here it is:\n```json\n{json.dumps(GOOD)}\n```\nGood luck."
 @pytest.fixture
 def request_(tmp_path: Path) -> ReviewRequest:
     """A gate that failed twice."""
-    (tmp_path / "reviews" / "r").mkdir(parents=True)
-    return ReviewRequest(
-        review_id="pilot-2",
-        step="pilot",
-        attempt=2,
-        reason="gate failed",
-        allowed=("retry", "stop", "override"),
-        run_id="x",
-        workspace=tmp_path,
-        path="reviews/r",
-        verdict="fail",
-        criteria=(),
-        reasons=(),
-        metrics=(),
-        attempts=(),
-        adjustable={"t": Range(0.1, 1.0)},
-        failures=2,
-        retries=2,
-        summary={},
-        flagged=(),
-        samples=(),
-        account=LocalAccount(),
-    )
+    return make_review_request(tmp_path, adjustable={"t": Range(0.1, 1.0)})
 
 
 def program(folder: Path, code: str) -> list[str]:
@@ -118,7 +96,7 @@ class TestAccepted:
         assert ask(request_) == replace(decision, changes={"t": 0.3})
         assert kept(request_, "response.txt") == said.replace("\r\n", "\n")
         assert json.loads(kept(request_, "decision.json"))["answer"] == GOOD
-        assert kept(request_, "request.md").startswith("# pilot, attempt 2: fail")
+        assert kept(request_, "request.md").startswith("# a, attempt 2: fail")
         left = {path.name for path in (request_.workspace / request_.path).iterdir()}
         assert left == {"request.md", "response.txt", "stderr.log", "decision.json"}
 
@@ -143,7 +121,7 @@ class TestAccepted:
         refused(request_, ask)
 
         text, folder, key, group, pid = json.loads(kept(request_, "stderr.log"))
-        assert "# pilot, attempt 2: fail (gate failed)" in text
+        assert "# a, attempt 2: fail (gate failed)" in text
         assert '{"actions": ["retry", "stop"], "adjustable": {"t": {"min": 0.1, "max": 1.0}}}' in (
             text
         )
@@ -169,7 +147,7 @@ class TestAccepted:
         ask = asking(request_.workspace, "open('started', 'w')")
 
         assert ask(replace(request_, reason="closing", allowed=("override",))) is None
-        assert [p.name for p in (request_.workspace / "reviews/r").iterdir()] == ["request.md"]
+        assert [p.name for p in (request_.workspace / request_.path).iterdir()] == ["request.md"]
 
 
 def reply(**changed: Any) -> str:
@@ -337,6 +315,7 @@ class TestRepeated:
     ) -> None:
         """A torn file, or an answer out of bounds under the right key, is asked again."""
         path = request_.workspace / request_.path / "decision.json"
+        path.parent.mkdir(parents=True)
         if old == "forged":
             ask(request_)
             known = json.loads(path.read_text())
@@ -360,7 +339,7 @@ class TestRepeated:
 
         facts: list[ev.Event] = []
         ledger = Ledger(Limits(), Clock(), lambda: facts, facts.append, request_usd=0.5)
-        paid = replace(request_, account=ledger.account("pilot-2"))
+        paid = replace(request_, account=ledger.account("a-2"))
 
         for _ in range(2):
             with pytest.raises(KilledError):
@@ -377,7 +356,7 @@ class TestRepeated:
         limits = Limits(review_usd=0.4)
         ledger = Ledger(limits, Clock(), lambda: facts, facts.append, request_usd=0.5)
 
-        told = refused(replace(request_, account=ledger.account("pilot-2")), ask)
+        told = refused(replace(request_, account=ledger.account("a-2")), ask)
 
         assert "may cost $0.50, and $0.40 may still be spent" in told
         assert facts == []

@@ -1,13 +1,18 @@
 """What GPUs tell, with a stand-in for NVML: none is needed, and none that fails stops a session."""
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
+from runbook import estimate
+from runbook.bootstrap import check_gpus
 from runbook.clock import Clock
 from runbook.control import SAMPLE_EVERY_S, Pulse, read_heartbeat
-from runbook.gpus import Gpus, Sample
+from runbook.gpus import Gpus, Inventory, Sample, read_inventory
 from runbook.workspace import Workspace
 
 
@@ -21,17 +26,28 @@ class FakeNvml:
     NVMLError = NvmlError
     nvmlEventTypeXidCriticalError = 8  # noqa: N815 - see below
 
-    def __init__(self, *, driver: bool = True) -> None:
+    def __init__(self, *, driver: bool = True, lost: bool = False) -> None:
         self.driver = driver
+        self.lost = lost
+        self.opened = 0
         self.errors: list[tuple[int, int]] = []
         self.registered: list[int] = []
 
     def nvmlInit(self) -> None:  # noqa: N802 - the library's names
         if not self.driver:
             raise NvmlError("Driver Not Loaded")
+        self.opened += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.opened -= 1
 
     def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        if self.lost:
+            raise NvmlError("GPU is lost\x1b[31m")
         return 2
+
+    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+        return f"NVIDIA H{handle + 1}00"
 
     def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
         return index
@@ -60,6 +76,39 @@ class FakeNvml:
 
     def nvmlDeviceGetMemoryInfo(self, _: int) -> Any:  # noqa: N802
         return SimpleNamespace(used=61 << 30, total=80 << 30)
+
+
+def test_each_gpu_is_told_by_name_and_memory() -> None:
+    """In their order, and the library is shut down again."""
+    nvml = FakeNvml()
+
+    found = read_inventory(nvml)
+
+    assert found == Inventory(("NVIDIA H100, 80 GiB", "NVIDIA H200, 80 GiB"))
+    assert str(found) == "NVIDIA H100, 80 GiB; NVIDIA H200, 80 GiB"
+    assert nvml.opened == 0
+
+
+@pytest.mark.parametrize(
+    ("nvml", "trouble"),
+    [
+        (None, "pip install nvidia-ml-py"),
+        (FakeNvml(driver=False), "Driver Not Loaded"),
+        (FakeNvml(lost=True), "GPU is lost\\x1b[31m"),
+    ],
+)
+def test_gpus_that_cannot_be_read_are_said_and_not_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, nvml: FakeNvml | None, trouble: str
+) -> None:
+    """The doctor's row counts them and tells why; no history is kept of a GPU without a name."""
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    (tmp_path / "nvidia0").touch()
+
+    row = check_gpus(1, devices=tmp_path, environ={})
+
+    assert row.found == f"1: name and memory not readable: {trouble}"
+    assert estimate._gpus.__wrapped__() is None
+    assert nvml is None or nvml.opened == 0
 
 
 def test_each_gpu_that_answers_is_sampled() -> None:

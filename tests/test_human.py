@@ -7,21 +7,13 @@ import pytest
 
 from agent.human import ask, render
 from runbook.contract import Attempt, Range, ReviewRequest
-from runbook.testing import LocalAccount
+from runbook.testing import make_review_request
 
 
 @pytest.fixture
 def asked(tmp_path: Path) -> ReviewRequest:
-    return ReviewRequest(
-        review_id="pilot-2",
-        step="pilot",
-        attempt=2,
-        reason="gate failed",
-        allowed=("retry", "stop", "override"),
-        run_id="x",
-        workspace=tmp_path,
-        path="reviews/r",
-        verdict="fail",
+    return make_review_request(
+        tmp_path,
         criteria=(
             {
                 "metric": "token_limit_rate",
@@ -32,29 +24,19 @@ def asked(tmp_path: Path) -> ReviewRequest:
                 "reason": "0.9 does not satisfy < 0.1",
             },
         ),
-        reasons=(),
-        metrics=(),
         attempts=(
             Attempt(1, 1, "fail", ("token_limit_rate: 1 of 1",), {"max_new_tokens": 4}),
             Attempt(2, 2, "fail", ("token | limit\n# no heading",), {"max_new_tokens": 8}),
         ),
         adjustable={"max_new_tokens": Range(4, 100)},
-        failures=2,
-        retries=2,
-        summary={},
         flagged=({"raw": "red\x1b[31m\u202e"},),
-        account=LocalAccount(),
-        samples=(),
     )
 
 
-def test_the_request_shows_verdict_parameters_and_escaped_rows(
-    asked: ReviewRequest, tmp_path: Path
-) -> None:
+def test_the_request_shows_verdict_parameters_and_escaped_rows(asked: ReviewRequest) -> None:
     """A person reads criteria, parameters and raw rows; control characters show as escapes."""
-    (tmp_path / "reviews" / "r").mkdir(parents=True)
     ask(asked)
-    text = (tmp_path / "reviews" / "r" / "request.md").read_text("utf-8")
+    text = (asked.workspace / asked.path / "request.md").read_text("utf-8")
     assert "| token_limit_rate | fail | 0.9 | 100 | < 0.1 |" in text
     first = text.index("### Attempt 1: fail")
     second = text.index("### Attempt 2, extended sample: fail")

@@ -13,9 +13,9 @@ from typing import Any
 import psutil
 import pytest
 
+from runbook.codec import encode
 from runbook.contract import Committed, Json
 from runbook.errors import PhaseError
-from runbook.events import encode
 from runbook.process import Failed, Finished, Lost, Outcome, Paused, Worker, end_orphans, signals
 from runbook.worker import Job
 from runbook.workspace import Workspace
@@ -279,7 +279,7 @@ def test_close_lets_the_child_end_by_itself(workspace: Workspace) -> None:
 DRIVER = """
 import json, sys
 from pathlib import Path
-from runbook.events import decode
+from runbook.codec import decode
 from runbook.process import Worker
 from runbook.worker import Job
 worker = Worker("key", Path(sys.argv[1]), Path(sys.argv[1]) / "logs/worker.log", {})

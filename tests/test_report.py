@@ -15,6 +15,7 @@ from markdown_it import MarkdownIt
 
 from gates.stats import paired_comparison
 from runbook import events as ev
+from runbook.codec import encode
 from runbook.contract import (
     Artifact,
     Criterion,
@@ -37,6 +38,7 @@ from runbook.report.safe_text import Code, code, table
 from runbook.report.status import render_status
 from runbook.report.view import SessionView, build_view
 from runbook.review import record_decision
+from runbook.state import Status
 from runbook.testing import make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
 
@@ -90,7 +92,7 @@ def ran(step: str, attempt: int = 1, **fields: Any) -> tuple[ev.StepStarted, ev.
 def judged(
     step: str, *results: CriterionResult, attempt: int = 1, verdict: str = "pass", **fields: Any
 ) -> ev.GateJudged:
-    criteria = tuple(ev.encode(result) for result in results)
+    criteria = tuple(encode(result) for result in results)
     reasons = tuple(f"{r.metric}: {r.reason}" for r in results if r.reason)
     return ev.GateJudged(step, attempt, 1, verdict, criteria, reasons, False, **fields)
 
@@ -550,6 +552,44 @@ def test_a_retry_sets_the_steps_it_runs_again_back() -> None:
 
     now = [step.status.value for step in view.steps]
     assert now == ["passed", "pending", "skipped", "pending"]
+
+
+def test_a_step_that_a_resume_found_half_done_was_interrupted() -> None:
+    """A view stands as the machine does, between a resume and the step's next start as well."""
+    facts = (started(make_step("a")), ran("a")[0], ev.SessionResumed({}))
+
+    assert [s.status for s in build_view(entries_of(*facts[:2])).steps] == [Status.RUNNING]
+    assert [s.status for s in build_view(entries_of(*facts)).steps] == [Status.INTERRUPTED]
+
+
+@pytest.mark.parametrize("strange", ["plan", "step", "reason"])
+def test_a_journal_that_the_machine_cannot_follow_is_shown(strange: str) -> None:
+    """Of another version's plan, step or reason, the last that each step told stands in it."""
+    begun = started(*(make_step(name, gate=GATE, review_after=1) for name in "abcdefg"))
+    if strange == "plan":
+        del begun.plan["steps"]["a"]["retries"]
+    low = result(verdict=Verdict.FAIL)
+    facts = [
+        *(*ran("a"), judged("a", result()), manifest("a")),
+        *(*ran("b"), judged("b", low, verdict="fail")),
+        ev.ReviewRequested("b-1", "b", 1, "a new one" if strange == "reason" else "closing", "r"),
+        ev.ReviewDecided("b-1", "override", {}, "good enough", "Ann", person=True),
+        *(*ran("c"), judged("c", low, verdict="fail")),
+        *ran("d"),
+        *(ran("e")[0], ev.StepFailed("e", 1, "why", "", 1)),
+        *(ran("f")[0], ev.StepInterrupted("f", 1, "killed")),
+        ev.StepSkipped("g", "A", "off"),
+        *([ran("new")[0]] if strange == "step" else []),
+        ev.SessionStopped("error", 1, "why"),
+    ]
+
+    view = build_view(entries_of(begun, *facts))
+
+    now = [step.status.value for step in view.steps]
+    known = ["passed", "passed", "judged", "finished", "failed", "interrupted", "skipped"]
+    assert now == [*known, *(["running"] if strange == "step" else [])]
+    assert render_report(view).startswith("# test: stopped: an error (exit 1)\n")
+    assert "test: stopped" in render_status(view, Path("/ws"))
 
 
 def hostile_session(text: str) -> SessionView:

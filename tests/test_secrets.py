@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from agent.answer import read_answer
 from agent.command import reviewer
-from runbook.contract import Range, ReviewRequest
 from runbook.errors import ConfigError
 from runbook.redact import (
     LONGEST_LINE,
@@ -28,7 +27,7 @@ from runbook.redact import (
     session_secrets,
 )
 from runbook.schema import load_plan
-from runbook.testing import LocalAccount
+from runbook.testing import make_review_request
 
 Capture = pytest.CaptureFixture[str]
 CANARY = 'cAnArY-7f/Q+x"9 \u00e9'
@@ -227,44 +226,19 @@ def test_a_reviewers_words_are_filtered_before_they_are_kept(
     tmp_path: Path, redactor: Redactor
 ) -> None:
     """What it prints on both streams, and the reason that it gives, in the clear and in base64."""
-    (tmp_path / "r").mkdir()
     hidden = base64.b64encode(f"user:{CANARY}".encode()).decode()
     answer = {"action": "stop", "reason": f"{CANARY} {hidden} {OTHER}", "changes": {}}
     code = f"import sys; sys.stdin.read(); print({json.dumps(answer)!r})\n"
     code += f"sys.stderr.write('key {OTHER} https://me:pw@host ' + {CANARY!r})"
-    ask = reviewer([sys.executable, "-c", code], 30, redactor.data)
-    decision = ask(request(tmp_path))
+    asked = make_review_request(tmp_path)
+    decision = reviewer([sys.executable, "-c", code], 30, redactor.data)(asked)
     assert decision is not None
     assert "[secret HF_TOKEN]" in decision.reason
-    written = b"".join(path.read_bytes() for path in (tmp_path / "r").iterdir())
-    assert leaks(written + decision.reason.encode(), CANARY, OTHER, "me:pw@") == []
-    assert b"[secret DB_PASSWORD]" in (tmp_path / "r" / "stderr.log").read_bytes()
-    assert read_answer((tmp_path / "r" / "response.txt").read_bytes(), request(tmp_path))
-
-
-def request(workspace: Path) -> ReviewRequest:
-    return ReviewRequest(
-        review_id="a-1",
-        step="a",
-        attempt=1,
-        reason="gate failed",
-        allowed=("retry", "stop"),
-        run_id="x",
-        workspace=workspace,
-        path="r",
-        verdict="fail",
-        criteria=(),
-        reasons=(),
-        metrics=(),
-        attempts=(),
-        adjustable={"t": Range(0.1, 1.0)},
-        failures=1,
-        retries=1,
-        summary={},
-        flagged=(),
-        samples=(),
-        account=LocalAccount(),
-    )
+    written = {path.name: path.read_bytes() for path in (tmp_path / asked.path).iterdir()}
+    told = b"".join(written.values()) + decision.reason.encode()
+    assert leaks(told, CANARY, OTHER, "me:pw@") == []
+    assert b"[secret DB_PASSWORD]" in written["stderr.log"]
+    assert read_answer(written["response.txt"], asked)
 
 
 # A whole session

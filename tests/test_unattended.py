@@ -275,7 +275,8 @@ class TestPod:
         told = scene.call("run", scene.spec)
 
         assert told.code == 4, told.err
-        assert "the meter asked for it" in told.err
+        assert "the meter asked for it: the rental ends" in told.err
+        assert "rented until later" in told.err
         assert mark.exists()
 
     def test_another_machine_may_say_verified(self, scene: Scene) -> None:

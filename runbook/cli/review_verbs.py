@@ -139,7 +139,7 @@ def _state(review: "ReviewView") -> str:
 
 
 def _document(review: "ReviewView") -> dict[str, Json]:
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
 
     document: dict[str, Json] = encode(review)
     is_open = not review.decisions and not review.superseded

@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from runbook.changes import Acceptance
-    from runbook.contract import Gate, Judgement, Metric, Reviewer
-    from runbook.executor import Gates
     from runbook.owner import Owner
     from runbook.plan import Plan
     from runbook.takeover import Takeover
@@ -49,13 +47,14 @@ def run(
     workspace: Folder = WORKSPACE,
     overrides: Overrides,
     detach: Annotated[
-        bool, typer.Option("--detach", envvar="RUNBOOK_DETACH", help="The same as 'launch'.")
+        bool,
+        typer.Option("--detach", envvar="RUNBOOK_DETACH", help="In the background, as 'launch'."),
     ] = False,
     accept_changes: AcceptChanges = None,
     author: Author = "unnamed",
     as_json: AsJson = False,
 ) -> None:
-    """Run the session, or go on with it: the same command continues after any stop."""
+    """Run the session, or go on where it ended: the same command each time, except after 'stop'."""
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     if detach:
@@ -91,7 +90,7 @@ def resume(
     author: Author = "unnamed",
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a workspace's session, also with one that a person stopped."""
+    """Go on with the workspace's session, also after 'stop'; the runbook is on record."""
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
@@ -130,6 +129,11 @@ def _execute(
     as_json: bool,
 ) -> None:
     from runbook.cli.progress import Display  # noqa: PLC0415 - start-up stays light
+    from runbook.cli.seams import (  # noqa: PLC0415 - start-up stays light
+        dry_findings,
+        gates_of,
+        reviewer_of,
+    )
     from runbook.executor import Seams, run_session  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
 
@@ -140,9 +144,9 @@ def _execute(
     steps = tuple(step.name for step in plan.steps if step.enabled)
     with Display(steps, _console()) as display:
         seams = Seams(
-            gates=_gates(place.root),
-            reviewer=_reviewer(plan),
-            dry=lambda: _dry_findings(plan),
+            gates=gates_of(place.root),
+            reviewer=reviewer_of(plan),
+            dry=lambda: dry_findings(plan),
             on_progress=display.tell,
         )
         code = run_session(
@@ -196,48 +200,6 @@ def _if_gone(owner: "Owner", plan: "Plan") -> str:
     )
 
 
-def _reviewer(plan: "Plan") -> "Reviewer":
-    """Who answers reviews. A program named by a path starts from the runbook's folder."""
-    if plan.reviewer["provider"] == "command":
-        from agent.command import reviewer  # noqa: PLC0415 - start-up stays light
-        from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - see above
-
-        program, *arguments = plan.reviewer["command"]
-        if "/" in program:
-            program = str(plan.runbook.parent / program)
-        redactor = Redactor(session_secrets(os.environ, plan.environment))
-        return reviewer([program, *arguments], plan.reviewer["timeout_s"], redactor.data)
-    from agent.human import ask  # noqa: PLC0415 - start-up stays light
-
-    return ask
-
-
-def _gates(root: Path) -> "Gates":
-    """The judge of this workspace's gates; scipy is slow to import, so not before the first."""
-
-    def judge(gate: "Gate", metrics: "tuple[Metric, ...]", final: bool) -> "Judgement":  # noqa: FBT001 - the seam's shape
-        from gates.judge import judge_gate  # noqa: PLC0415 - see above
-
-        return judge_gate(gate, metrics, root, final=final)
-
-    return judge
-
-
-def _dry_findings(plan: "Plan") -> list[str]:
-    """What the DRY sentinel finds in the project's phases and in modules beside the runbook.
-
-    A step's own package there is read whole, whatever lies in it.
-    """
-    import phases  # noqa: PLC0415 - start-up stays light
-    from gates.dry import find_violations  # noqa: PLC0415 - start-up stays light
-
-    home = Path(phases.__path__[0])
-    beside = plan.runbook.parent
-    packages = {step.function.partition(":")[0].partition(".")[0] for step in plan.steps}
-    own = [*beside.glob("*.py"), *(p for name in packages for p in beside.glob(f"{name}/**/*.py"))]
-    return [str(finding) for finding in find_violations([*home.glob("*.py"), *own], home)]
-
-
 def launch(
     spec: Spec,
     *,
@@ -246,7 +208,7 @@ def launch(
     accept_changes: AcceptChanges = None,
     author: Author = "unnamed",
 ) -> None:
-    """Run the session detached; answer with one JSON record once it holds the workspace."""
+    """Run the session in the background; print, once it has begun, how to watch and stop it."""
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
@@ -317,11 +279,11 @@ def stop(
     *,
     workspace: Folder = WORKSPACE,
     reason: Annotated[
-        str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")
+        str, typer.Option(envvar="RUNBOOK_REASON", help="Why; kept on record.")
     ] = "no reason given",
     as_json: AsJson = False,
 ) -> None:
-    """Have the session finish its batch and end with exit 3; only 'runbook resume' goes on."""
+    """Have the session finish its batch and end with exit 3; only 'resume' continues it."""
     from runbook.clock import SYSTEM  # noqa: PLC0415 - start-up stays light
     from runbook.control import record_stop, request_stop  # noqa: PLC0415 - start-up stays light
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +19,6 @@ if TYPE_CHECKING:
     from runbook.report.session import SessionView
     from runbook.workspace import Workspace
 
-_CHUNK = 1 << 16
 _TAIL = 1 << 16
 
 
@@ -29,12 +30,13 @@ def status(
         typer.Option(
             "--verify-pod",
             envvar="RUNBOOK_VERIFY_POD",
-            help="Ask the runbook's pod.state command whether the pod still costs money.",
+            help="Ask the runbook's pod.state command whether the pod still costs money; exit 1 "
+            "unless it says that it does not.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show where the session of a workspace stands."""
+    """Show where the workspace's session stands: steps, cost so far, and what comes next."""
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
@@ -98,10 +100,11 @@ def logs(
     *,
     workspace: Folder = WORKSPACE,
     step: Annotated[
-        str, typer.Option(envvar="RUNBOOK_STEP", help="That step's log; else the newest.")
+        str, typer.Option(envvar="RUNBOOK_STEP", help="Which step's log; the newest if not given.")
     ] = "",
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", envvar="RUNBOOK_FOLLOW", help="Go on as it grows.")
+        bool,
+        typer.Option("--follow", "-f", envvar="RUNBOOK_FOLLOW", help="Print what is added, too."),
     ] = False,
 ) -> None:
     """Print the end of a log of the session on stdout; -f goes on until the session ends."""
@@ -170,8 +173,19 @@ def read_facts(place: "Workspace") -> "tuple[Event, ...]":
 def _entries(place: "Workspace") -> "tuple[Entry, ...]":
     from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
 
-    try:
+    with reading_errors(place):
         return read_entries(place)
+
+
+@contextmanager
+def reading_errors(place: "Workspace") -> Iterator[None]:
+    """Where the system refuses to read a workspace, say so with a remedy.
+
+    Raises:
+        ConfigError: it refused.
+    """
+    try:
+        yield
     except OSError as error:
         raise ConfigError(
             f"the workspace cannot be read: {error.strerror}",
@@ -182,8 +196,8 @@ def _entries(place: "Workspace") -> "tuple[Entry, ...]":
 
 def show(place: "Workspace", *, as_json: bool) -> None:
     """The session on one screen, or as one JSON object."""
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
     from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
     from runbook.report import spending  # noqa: PLC0415 - start-up stays light
 
     view = read_session(place)

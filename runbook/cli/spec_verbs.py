@@ -79,7 +79,7 @@ def _estimated(plan: "Plan", found: "Comparison | None", spent: "Spent") -> _Out
 
 def _answer_rows(plan: "Plan", found: "Comparison | None", outlook: _Outlook) -> None:
     """One object a step, and one for the whole."""
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
 
     changes = {change.step: change for change in found.steps} if found else {}
     estimates = {estimate.step: estimate for estimate in outlook.steps}
@@ -95,7 +95,7 @@ def _answer_rows(plan: "Plan", found: "Comparison | None", outlook: _Outlook) ->
 
 
 def _change_document(plan: "Plan", change: "StepChange") -> dict[str, Json]:
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
 
     told: dict[str, Json] = encode(change)
     return told | {"usd": _usd(plan, change.seconds)}
@@ -166,7 +166,7 @@ def _outlook(outlook: _Outlook) -> Iterator[str]:
 
 
 def _document(step: "PlannedStep") -> dict[str, Json]:
-    from runbook.events import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
 
     gate = encode(step.gate)
     if step.gate:

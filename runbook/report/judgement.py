@@ -9,6 +9,7 @@ from collections.abc import Mapping
 
 from runbook import events as ev
 from runbook.artifacts import canonical_json
+from runbook.codec import decode, encode
 from runbook.contract import Json, Metric
 from runbook.report import criteria, evaluation, facts, filters
 from runbook.report import figures as f
@@ -25,11 +26,11 @@ def judgement_document(
         "look": started.look,
         "verdict": judged.verdict,
         "sentinel": judged.sentinel,
-        "criteria": ev.encode(judged.criteria),
+        "criteria": encode(judged.criteria),
         "reasons": list(judged.reasons),
-        "metrics": ev.encode(finished.metrics),
-        "summary": ev.encode(finished.summary),
-        "details": ev.encode(judged.details),
+        "metrics": encode(finished.metrics),
+        "summary": encode(finished.summary),
+        "details": encode(judged.details),
     }
     # As read from disk, whatever the order of keys was in memory.
     sorted_document: dict[str, Json] = json.loads(canonical_json(document))
@@ -38,7 +39,7 @@ def judgement_document(
 
 def judgement_text(document: Mapping[str, Json]) -> str:
     """The same in plain text."""
-    metrics = [ev.decode(Metric, metric) for metric in document["metrics"]]
+    metrics = [decode(Metric, metric) for metric in document["metrics"]]
     judged = [criteria.criterion_view(c, metrics) for c in document["criteria"]]
     name, attempt = document["step"], document["attempt"]
     lines = [one_line(f"{name}, attempt {attempt}: {document['verdict']}"), ""]

@@ -25,6 +25,7 @@ _CAUSES = {
     "sentinel": "a sentinel tripped",
     "error": "an error",
     "budget": "the budget is spent",
+    "rental": "the machine's rental ends",
     "stop requested": "a person asked for it",
     "paused": "paused, nothing is wrong",
     "no progress": "a step was interrupted again and again",
@@ -37,7 +38,16 @@ HERE = Workspace(Path())
 _FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
 """Stops after which the same command only stops again."""
 _CURABLE = frozenset(
-    {"error", "budget", "paused", "stop requested", "no progress", "missing manifest", "dry"}
+    {
+        "error",
+        "budget",
+        "rental",
+        "paused",
+        "stop requested",
+        "no progress",
+        "missing manifest",
+        "dry",
+    }
 )
 """Stops after which the same command goes on where it was."""
 
@@ -263,6 +273,9 @@ def _again(view: SessionView, root: Path) -> NextStep:
         case "budget":
             told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
             return NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
+        case "rental":
+            told = "On a machine that is rented until later, with that time in pod.rental_ends:"
+            return NextStep(told, run)
         case "stop requested":
             resume = shlex.join(["runbook", "resume", "--workspace", str(root)])
             return NextStep("It waits for a person, who goes on with:", resume)

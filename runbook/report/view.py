@@ -15,7 +15,10 @@ from runbook.artifacts import canonical_json
 from runbook.budget import Limits
 from runbook.changes import agreed_plan
 from runbook.contract import Json
+from runbook.errors import CorruptError
+from runbook.fingerprint import recorded_plan
 from runbook.journal import Entry, seconds_spent
+from runbook.machine import replay
 from runbook.params import all_params
 from runbook.report.criteria import criterion_view
 from runbook.report.figures import mapping
@@ -33,16 +36,6 @@ from runbook.state import Status
 __all__ = ["SessionView", "build_view"]
 
 T = TypeVar("T")
-_FOLLOWS: Mapping[type[ev.Event], Status] = {
-    ev.StepStarted: Status.RUNNING,
-    ev.StepFinished: Status.FINISHED,
-    ev.StepFailed: Status.FAILED,
-    ev.StepInterrupted: Status.INTERRUPTED,
-    ev.GateJudged: Status.JUDGED,
-    ev.StepPassed: Status.PASSED,
-    ev.StepSkipped: Status.SKIPPED,
-}
-"""What a fact makes of its step, where nothing else is said of it."""
 
 
 def build_view(entries: Sequence[Entry]) -> SessionView:
@@ -80,7 +73,7 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         outcome=_outcome(known),
         certificate=certificates[-1],
         pod_stop=next(iter(reversed(_all(known, ev.PodStopRequested))), None),
-        steps=_steps(plan, known, mapping(session.plan)),
+        steps=_steps(plan, known),
         samples=sampled[-1].samples if sampled else (),
         samples_of=sampled[-1].step if sampled else "",
     )
@@ -133,10 +126,7 @@ def _ahead(known: Iterable[ev.Event]) -> float:
     return ahead
 
 
-def _steps(
-    plan: Mapping[str, Json], known: Sequence[ev.Event], first: Mapping[str, Json]
-) -> tuple[StepView, ...]:
-    """``first`` is the plan that the session began with."""
+def _steps(plan: Mapping[str, Json], known: Sequence[ev.Event]) -> tuple[StepView, ...]:
     documents = mapping(plan.get("steps"))
     facts: dict[str, list[ev.Event]] = {str(name): [] for name in plan.get("order") or ()}
     owner = {r.review_id: r.step for r in _all(known, ev.ReviewRequested)}
@@ -151,7 +141,7 @@ def _steps(
                 superseded |= {r.review_id for r in _all(mine, ev.ReviewRequested)}
             for step in fact.rejudged:
                 facts[step] = _unjudged(facts[step])
-    statuses = _statuses(known, first, owner)
+    statuses = _statuses(plan, known, facts)
     return tuple(
         _step(
             name,
@@ -171,53 +161,42 @@ def _unjudged(mine: list[ev.Event]) -> list[ev.Event]:
 
 
 def _statuses(
-    known: Iterable[ev.Event], plan: Mapping[str, Json], owner: Mapping[str, str]
+    plan: Mapping[str, Json], known: Sequence[ev.Event], facts: Mapping[str, Sequence[ev.Event]]
 ) -> dict[str, Status]:
-    """How each step stands, as ``runbook.machine.apply`` says it."""
-    now: dict[str, Status] = {}
-    for fact in known:
+    """How each step stands, as the machine says it.
+
+    A journal of another version may be one that the machine cannot follow; then the last that each
+    step told has to do, whatever was decided since about running it again.
+    """
+    try:
+        # A batch moves no step from one status to another, and most facts are batches.
+        moves = [fact for fact in known if not isinstance(fact, ev.BatchCommitted)]
+        state = replay(recorded_plan(plan), moves)
+    except (CorruptError, LookupError, ValueError):
+        return {name: _last_told(mine) for name, mine in facts.items()}
+    return {name: step.status for name, step in state.steps.items()}
+
+
+def _last_told(mine: Sequence[ev.Event]) -> Status:
+    for fact in reversed(mine):
         match fact:
-            case ev.PlanAccepted():
-                plan = mapping(fact.plan)
-                now |= dict.fromkeys(fact.invalidated, Status.PENDING)
-                now |= dict.fromkeys(fact.rejudged, Status.FINISHED)
-            case ev.GateJudged(step=step, verdict="pass", sentinel=False):
-                now[step] = Status.PASSED
-            case ev.Adjusted(step=step):
-                now |= _again(now, plan, step)
-            case ev.ReviewDecided(action="retry", review_id=name) if name in owner:
-                now |= _again(now, plan, owner[name])
-            case ev.ReviewDecided(action="override", review_id=name) if name in owner:
-                now[owner[name]] = Status.PASSED
-            case ev.SampleExtended(step=step):
-                now |= {step: Status.PENDING, **_readers(now, plan, {step})}
-            case _ if type(fact) in _FOLLOWS:
-                now[getattr(fact, "step", "")] = _FOLLOWS[type(fact)]
-    return now
-
-
-def _again(now: Mapping[str, Status], plan: Mapping[str, Json], step: str) -> dict[str, Status]:
-    """The steps that a retry of this step's gate runs again, and those that read them."""
-    order = [str(name) for name in plan.get("order") or ()]
-    rerun_from = str(mapping(mapping(plan.get("steps")).get(step)).get("rerun_from") or step)
-    if step not in order or rerun_from not in order:
-        return {}
-    names = set(order[order.index(rerun_from) : order.index(step) + 1])
-    mine = {n: Status.PENDING for n in order if n in names and now.get(n) is not Status.SKIPPED}
-    return {**mine, **_readers(now, plan, names)}
-
-
-def _readers(
-    now: Mapping[str, Status], plan: Mapping[str, Json], made_anew: set[str]
-) -> dict[str, Status]:
-    """The later steps that had begun on what is made anew: possible after a changed plan alone."""
-    stale = set(made_anew)
-    for name in plan.get("order") or ():
-        inputs = mapping(mapping(plan.get("steps")).get(name)).get("inputs") or ()
-        if stale.intersection(inputs):
-            stale.add(str(name))
-    begun = {n for n in stale - made_anew if now.get(n) not in (None, Status.SKIPPED)}
-    return dict.fromkeys(begun, Status.PENDING)
+            case ev.StepPassed() | ev.GateJudged(verdict="pass", sentinel=False):
+                return Status.PASSED
+            case ev.ReviewDecided(action="override"):
+                return Status.PASSED
+            case ev.GateJudged():
+                return Status.JUDGED
+            case ev.StepFinished():
+                return Status.FINISHED
+            case ev.StepFailed():
+                return Status.FAILED
+            case ev.StepInterrupted():
+                return Status.INTERRUPTED
+            case ev.StepSkipped():
+                return Status.SKIPPED
+            case ev.StepStarted():
+                return Status.RUNNING
+    return Status.PENDING
 
 
 def _step(
