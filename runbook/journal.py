@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import groupby
 from pathlib import Path
 from typing import Self
 
@@ -324,8 +325,8 @@ def seconds_spent(entries: Sequence[Entry]) -> float:
 
 def _runs(entries: Sequence[Entry]) -> Iterator[tuple[float, float]]:
     """Begin and end of each executor's time; a person decides while none is at work."""
-    for number in dict.fromkeys(entry.epoch for entry in entries):
-        mine = [entry for entry in entries if entry.epoch == number]
+    for _, epoch in groupby(entries, key=lambda entry: entry.epoch):
+        mine = list(epoch)
         if any(e.body["type"] in ("SessionStarted", "SessionResumed") for e in mine):
             yield mine[0].mono, mine[-1].mono
 
@@ -381,6 +382,7 @@ class Journal:
             except FileExistsError:
                 raise self._superseded() from None
             self._path = path
+            self._next = self._workspace.segment(self.epoch + 1)
         opened = {
             "type": OPENED,
             "owner": encode(this_process()),
@@ -461,7 +463,7 @@ class Journal:
     def check_fence(self) -> None:
         """Raises LockedError: superseded; NeedsPersonError: the volume failed or went away."""
         with artifacts.storage_errors(self._path):
-            if self._workspace.segment(self.epoch + 1).exists():
+            if self._next.exists():
                 raise self._superseded()
             if not self._path.exists():
                 # Unmounted under the open file, which would take lines that no path leads to.

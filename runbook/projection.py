@@ -57,15 +57,18 @@ class Projector:
     def _judgement(
         self, output: Path, mine: st.StepState
     ) -> tuple[dict[str, bytes], dict[str, str]]:
-        """The files of a judgement, and path and hash of the first; none without a gate."""
+        """The files of a judgement, and path and hashes of them; none without a gate."""
         if mine.started is None or mine.finished is None or mine.judged is None:
             return {}, {}
         document = judgement_document(mine.started, mine.finished, mine.judged)
         path = output / mine.finished.judged_file
-        data = artifacts.indented_json(document).encode()
-        files = {path.name: data, f"{path.stem}.txt": judgement_text(document).encode()}
-        where = {"path": self._workspace.relative(path), "sha256": artifacts.sha256_bytes(data)}
-        return files, where
+        data, text = artifacts.indented_json(document).encode(), judgement_text(document).encode()
+        where = {
+            "path": self._workspace.relative(path),
+            "sha256": artifacts.sha256_bytes(data),
+            "text_sha256": artifacts.sha256_bytes(text),
+        }
+        return {path.name: data, path.with_suffix(".txt").name: text}, where
 
     def refresh(self, state: st.State) -> None:
         """As ``session``, where the last time is a while ago: a quick session has many steps."""

@@ -15,7 +15,6 @@ from runbook import events as ev
 from runbook.contract import Artifact
 from runbook.errors import CorruptError
 from runbook.journal import Before, Epoch, Reading, facts, read_journal
-from runbook.report.judgement import judgement_text
 from runbook.workspace import Workspace
 
 
@@ -114,7 +113,10 @@ class _Check:
     def _behind(self, epoch: Epoch, found: Before | None) -> Iterator[Finding]:
         name = self._name(epoch.path)
         if found is None:
-            if epoch.behind:
+            if epoch.behind and epoch.closed:
+                # Its writer ended it with a whole line, so no line of its own can be cut short.
+                yield Finding(f"{name}, byte {epoch.length}", f"extra: {len(epoch.behind)} bytes")
+            elif epoch.behind:
                 self.notes.append(f"{name}: {len(epoch.behind)} bytes of a line cut short")
             return
         torn, late = epoch.behind[: found.torn_length], epoch.behind[found.torn_length :]
@@ -165,23 +167,14 @@ class _Check:
             yield Finding(relative, "changed")
 
     def _judgement(self, written: ev.ManifestWritten) -> Iterator[Finding]:
-        """The judgement's own hash stands in the manifest, whose hash the journal has."""
+        """The hashes of the judgement stand in the manifest, whose own the journal has."""
         path = self._workspace.inside(written.path)
         if written.judged_path:
             judgement = json.loads(path.read_bytes())["judgement"]
-            found = list(self._file(judgement["path"], judgement["sha256"]))
-            yield from found or self._judgement_text(judgement["path"])
-
-    def _judgement_text(self, relative: str) -> Iterator[Finding]:
-        """The same judgement for people: it follows from the document, byte for byte."""
-        self.files += 1
-        path = self._workspace.inside(relative)
-        text = path.with_suffix(".txt")
-        expected = judgement_text(json.loads(path.read_bytes()))
-        if not text.is_file():
-            yield Finding(self._name(text), "missing")
-        elif text.read_bytes() != expected.encode():
-            yield Finding(self._name(text), "changed")
+            yield from self._file(judgement["path"], judgement["sha256"])
+            if "text_sha256" in judgement:
+                text = Path(judgement["path"]).with_suffix(".txt").as_posix()
+                yield from self._file(text, judgement["text_sha256"])
 
     def _name(self, path: Path) -> str:
         return self._workspace.relative(path)
