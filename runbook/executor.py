@@ -156,7 +156,9 @@ class _Session:
         )
         pulse = Pulse(workspace, seams.clock, Gpus() if plan.preflight.get("gpus") else None)
         self.metering = Metering(plan, workspace, self.ledger, seams.clock)
-        self.supervisor = Supervisor(seams.clock, signal, pulse, self.ledger, self.metering)
+        self.supervisor = Supervisor(
+            seams.clock, signal, pulse, self.ledger, self.metering, journal.check_fence
+        )
         self.runner = StepRunner(
             plan,
             workspace,

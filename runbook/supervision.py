@@ -36,13 +36,25 @@ class Supervisor:
         pulse: Pulse,
         ledger: Ledger,
         metering: Metering,
+        check_fence: Callable[[], None],
     ) -> None:
-        """``signal`` names the signal that the executor was sent, or ''."""
+        """Watch over one executor.
+
+        Args:
+            clock: its monotonic time alone is used.
+            signal: names the signal that the executor was sent, or ''.
+            pulse: shows that the executor lives, and hears of a person's wish.
+            ledger: what may still be spent.
+            metering: the meter process.
+            check_fence: raises LockedError where another executor has taken over, so that no child
+                works on beside that one's.
+        """
         self._clock = clock
         self._signal = signal
         self._pulse = pulse
         self._ledger = ledger
         self._metering = metering
+        self._check_fence = check_fence
         self._terminal = False
         self._signalled: float | None = None
 
@@ -109,6 +121,7 @@ class Supervisor:
         return Halt("budget", BudgetError.code, self._ledger.exhausted(terminal=self._terminal))
 
     def _tick(self) -> None:
+        self._check_fence()
         self._pulse.beat()
         self._metering.tick()
         self._ledger.lease(terminal=self._terminal)

@@ -101,7 +101,8 @@ def test_no_step_begins_without_a_lease() -> None:
     """What a step may take is on record before it starts; with nothing left it does not."""
     book = Book(Limits(wall_clock_s=100.0))
     clock = Clock(monotonic=lambda: book.now)
-    supervisor = Supervisor(clock, str, Mock(spec=Pulse), book.ledger, Mock(spec=Metering))
+    pulse, metering = Mock(spec=Pulse), Mock(spec=Metering)
+    supervisor = Supervisor(clock, str, pulse, book.ledger, metering, check_fence=Mock())
 
     supervisor.begin(terminal=False)
     assert book.facts[-1] == ev.TimeLeased(0.0, 100.0)

@@ -1,13 +1,19 @@
 """Taking over: the one that was superseded learns of it, whatever it was doing."""
 
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from runbook import artifacts, durable
+from runbook import events as ev
 from runbook.errors import LockedError, NeedsPersonError
-from runbook.journal import Journal
+from runbook.executor import Seams, run_session
+from runbook.journal import Journal, facts, read_entries
+from runbook.process import end_orphans
 from runbook.takeover import open_journal
+from runbook.testing import make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
 
 
@@ -28,6 +34,29 @@ def test_a_file_cleared_away_by_the_next_one_ends_with_seven(workspace: Workspac
 
     with pytest.raises(LockedError, match="taken the workspace over"):
         superseded()
+
+
+def test_a_child_does_not_work_on_beside_that_of_the_next_executor(workspace: Workspace) -> None:
+    """Superseded in the middle of a long batch, an executor ends its child within the second."""
+    took_over: list[float] = []
+
+    def take_over() -> None:
+        limit = time.monotonic() + 30.0
+        while not any(isinstance(f, ev.StepStarted) for f in facts(read_entries(workspace))):
+            assert time.monotonic() < limit
+            time.sleep(0.02)
+        Journal(workspace)
+        took_over.append(time.monotonic())
+
+    plan = make_plan(make_step("data", params={"batches": 1, "sleep": 15.0}))
+    rival = threading.Thread(target=take_over)
+    rival.start()
+    with pytest.raises(LockedError, match="taken the workspace over"):
+        run_session(plan, workspace, Seams(simple_gates, lambda _: None))
+    rival.join()
+
+    assert time.monotonic() - took_over[0] < 5.0
+    assert end_orphans(workspace.root) == 0
 
 
 def test_a_missing_file_of_its_own_is_no_takeover(workspace: Workspace) -> None:

@@ -174,6 +174,13 @@ MUTANTS = (
         (_JOURNAL + "what_a_superseded_writer_adds_is_evidence",),
     ),
     Mutant(
+        "a superseded executor lets its child work on",
+        "runbook/supervision.py",
+        "        self._check_fence()\n",
+        "",
+        ("tests/test_takeover.py::test_a_child_does_not_work_on_beside_that_of_the_next_executor",),
+    ),
+    Mutant(
         "a claim that two can make",
         "runbook/durable.py",
         "os.O_CREAT | os.O_EXCL |",
