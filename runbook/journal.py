@@ -121,7 +121,7 @@ class _Reader:
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._data: dict[int, bytes] = {}
-        self._heads: set[int] = set()
+        self._heads: dict[int, bytes] = {}
         self._entries: list[Entry] = []
         self._epochs: list[Epoch] = []
         self._lines: list[str] = []
@@ -134,6 +134,9 @@ class _Reader:
             before = _before(following[1]) if following else None
             self._read_epoch(number, opening, before)
         known = {number for number, _ in chain}
+        if lost := sorted(self._heads.keys() - known):
+            # A writer whose claim counted, since it pinned a line, and that no later one has seen.
+            raise self._corrupt(lost[0], 0, f"epoch {lost[0]} is in no later epoch's past")
         strays = tuple(self._workspace.segment(n) for n in sorted(self._data) if n not in known)
         last = self._lines[-1] if self._lines else GENESIS
         return Reading(tuple(self._entries), tuple(self._epochs), strays, last, len(self._lines))
@@ -143,14 +146,16 @@ class _Reader:
             names = [path.name for path in self._workspace.hidden.iterdir()]
         except FileNotFoundError:
             return
-        for name in names:
-            number = epoch_of(name)
-            if number is not None and name.startswith("HEAD"):
-                self._heads.add(number)
-            elif number is not None:
-                path = self._workspace.segment(number)
+        numbers = {number for name in names if (number := epoch_of(name))}
+        # First the heads: a writer at work adds lines meanwhile, and a head must find its own.
+        for found, path_of in (
+            (self._heads, self._workspace.head),
+            (self._data, self._workspace.segment),
+        ):
+            for number in numbers:
+                path = path_of(number)
                 with suppress(FileNotFoundError), artifacts.storage_errors(path):
-                    self._data[number] = path.read_bytes()
+                    found[number] = path.read_bytes()
 
     def _chain(self) -> list[tuple[int, Line]]:
         """The epochs that count, oldest first, each with its first line."""
@@ -187,8 +192,7 @@ class _Reader:
             self._check_cut(number, cut, data, end)
         for line in lines:
             self._take(number, line)
-        if cut is None:
-            self._check_head(number, lines, end)
+        self._check_head(number, lines, end)
         body, last = opening.record["body"], lines[-1].record["body"]
         self._epochs.append(
             Epoch(
@@ -251,15 +255,17 @@ class _Reader:
         return dict(json.loads(data))
 
     def _check_head(self, number: int, lines: Sequence[Line], end: int) -> None:
+        head = self._workspace.head(number)
         if number not in self._heads:
-            if len(lines) > 1:
+            # A writer that began a moment ago made it since.
+            if len(lines) > 1 and not head.exists():
                 raise CorruptError(
                     "HEAD is missing, so nothing vouches for the journal's end",
-                    where=str(self._workspace.head(number)),
+                    where=str(head),
                     fix="restore it from a copy",
                 )
             return
-        seq, sha256 = _read_head(self._workspace.head(number), number)
+        seq, sha256 = _parse_head(self._heads[number], head, number)
         if seq >= len(self._lines):
             raise self._corrupt(number, end, f"the journal ends before line {seq}")
         if self._lines[seq] != sha256:
@@ -284,13 +290,19 @@ def _before(opening: Line) -> Before | None:
     return None if before is None else decode(Before, before)
 
 
-def _read_head(path: Path, epoch: int) -> tuple[int, str]:
+def _head(epoch: int, seq: int, sha256: str) -> bytes:
+    return artifacts.indented_json({"epoch": epoch, "seq": seq, "sha256": sha256}).encode()
+
+
+def _parse_head(data: bytes, path: Path, epoch: int) -> tuple[int, str]:
+    """Which line it names: number and hash. Raises CorruptError."""
     try:
-        head = json.loads(path.read_bytes())
+        head = json.loads(data)
         found = int(head["epoch"]), int(head["seq"]), str(head["sha256"])
-    except (OSError, ValueError, KeyError, TypeError):
-        found = (0, 0, "")
-    if found[0] != epoch:
+        whole = _head(*found) == data
+    except (ValueError, KeyError, TypeError):
+        found, whole = (0, 0, ""), False
+    if found[0] != epoch or not whole:
         fix = "restore it from a copy"
         raise CorruptError("HEAD cannot be read", where=str(path), fix=fix)
     return found[1:]
@@ -331,6 +343,23 @@ def _runs(entries: Sequence[Entry]) -> Iterator[tuple[float, float]]:
             yield mine[0].mono, mine[-1].mono
 
 
+def _settle(reading: Reading) -> Before | None:
+    """What the last epoch left, made durable: its writer may have died before its fsync."""
+    if not reading.epochs:
+        return None
+    last = reading.epochs[-1]
+    durable.fsync_path(last.path)
+    data = last.path.read_bytes()
+    sound, torn = data[: last.length], data[last.length :]
+    return Before(
+        last.number,
+        last.length,
+        artifacts.sha256_bytes(sound),
+        len(torn),
+        artifacts.sha256_bytes(torn),
+    )
+
+
 class Journal:
     """The writer, for as long as no other one opens a later epoch.
 
@@ -360,56 +389,47 @@ class Journal:
         """
         self._workspace = workspace
         self._clock = clock
-        self._why = why
         self._refusal = ""
         self.projections: Mapping[str, str] = {}
         """What to say at the end of the files that show the journal: path -> SHA-256."""
         reading = reading or read_journal(workspace)
-        self.entries = list(reading.entries)
-        self._lines = reading.lines
-        self._last = reading.last_sha256
-        self._claim(reading)
-
-    def _claim(self, reading: Reading) -> None:
-        directory = self._workspace.hidden
-        with artifacts.storage_errors(directory):
-            before = self._settle(reading)
-            taken = [epoch_of(path.name) or 0 for path in directory.iterdir()]
-            self.epoch = max(taken, default=0) + 1
-            path = self._workspace.segment(self.epoch)
-            try:
-                self._fd = durable.create(path, 0o644, append=True)
-            except FileExistsError:
-                raise self._superseded() from None
-            self._path = path
-            self._next = self._workspace.segment(self.epoch + 1)
-        opened = {
-            "type": OPENED,
-            "owner": encode(this_process()),
-            "why": self._why,
-            "before": encode(before),
-        }
+        self._claim()
         try:
-            self._write(opened, pin=True)
+            with artifacts.storage_errors(workspace.hidden):
+                found = self._found_since(reading)
+                before = _settle(found)
+            self.entries = list(found.entries)
+            self._lines = found.lines
+            self._last = found.last_sha256
+            opened = {"owner": encode(this_process()), "why": why, "before": encode(before)}
+            self._write({"type": OPENED, **opened}, pin=True)
         except BaseException:
             self._release()
             raise
 
-    def _settle(self, reading: Reading) -> Before | None:
-        """What the last epoch left, made durable: its writer may have died before its fsync."""
-        if not reading.epochs:
-            return None
-        last = reading.epochs[-1]
-        durable.fsync_path(last.path)
-        data = last.path.read_bytes()
-        sound, torn = data[: last.length], data[last.length :]
-        return Before(
-            last.number,
-            last.length,
-            artifacts.sha256_bytes(sound),
-            len(torn),
-            artifacts.sha256_bytes(torn),
-        )
+    def _claim(self) -> None:
+        """Take the next epoch's number: from now on no other writer acknowledges a line."""
+        with artifacts.storage_errors(self._workspace.hidden):
+            self.epoch = max(self._segments(), default=0) + 1
+            self._path = self._workspace.segment(self.epoch)
+            self._next = self._workspace.segment(self.epoch + 1)
+            try:
+                self._fd = durable.create(self._path, 0o644, append=True)
+            except FileExistsError:
+                raise self._superseded() from None
+
+    def _segments(self) -> set[int]:
+        return {epoch_of(path.name) or 0 for path in self._workspace.hidden.iterdir()} - {0}
+
+    def _found_since(self, reading: Reading) -> Reading:
+        """The journal as the claim found it: others may have written since it was read."""
+        known = {epoch.number for epoch in reading.epochs}
+        known |= {epoch_of(path.name) or 0 for path in reading.strays}
+        if self._segments() - {self.epoch} == known:
+            last = reading.epochs[-1] if reading.epochs else None
+            if last is None or len(last.path.read_bytes()) == last.length + len(last.behind):
+                return reading
+        return read_journal(self._workspace)
 
     def __enter__(self) -> Self:
         return self
@@ -450,8 +470,8 @@ class Journal:
             self._last = entry.sha256
             if pin:
                 # Should it fail, the line stands and must be the last word until it is read again.
-                head = {"epoch": self.epoch, "seq": entry.seq, "sha256": entry.sha256}
-                artifacts.write_json(self._workspace.head(self.epoch), head)
+                head = _head(self.epoch, entry.seq, entry.sha256)
+                artifacts.write_bytes(self._workspace.head(self.epoch), head)
         except BaseException as error:
             self._refusal = self._refusal or "an earlier line of it failed"
             if isinstance(error, FileNotFoundError):

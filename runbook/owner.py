@@ -33,9 +33,14 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it runs, or ran, on this machine."""
+        """Whether it runs, or ran, on this machine.
+
+        A host's name alone says nothing: a pod that was moved to another node keeps its own. So a
+        machine without an id is known by its boot.
+        """
         here = this_process()
-        return (self.host, self.machine) == (here.host, here.machine)
+        known = bool(self.machine) or self.boot == here.boot
+        return known and (self.host, self.machine) == (here.host, here.machine)
 
     @property
     def is_alive_here(self) -> bool:

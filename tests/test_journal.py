@@ -346,6 +346,67 @@ def test_a_claim_that_came_to_nothing_is_passed_over(workspace: Workspace) -> No
     assert told(workspace) == ["Test", "Test"]
 
 
+def test_a_line_acknowledged_while_another_takes_over_counts(workspace: Workspace) -> None:
+    """Between the reading and the claim of the next one, a writer's word still stands."""
+    first = abandon(workspace, {"type": "A"}, pin=True)
+    before = read_journal(workspace)
+    first.append({"type": "Paid"}, pin=True)
+
+    second = Journal(workspace, reading=before)
+
+    assert [entry.body["type"] for entry in second.entries] == ["A", "Paid"]
+    second.append({"type": "B"})
+    assert told(workspace) == ["A", "Paid", "B"]
+    with pytest.raises(LockedError):
+        first.append({"type": "late"})
+
+
+def test_a_rival_that_took_over_first_is_taken_over_whole(workspace: Workspace) -> None:
+    """Of two that read the same journal the later claim goes on from the earlier one's lines."""
+    fill(workspace, 1)
+    before = read_journal(workspace)
+    rival = abandon(workspace, {"type": "Paid"})
+
+    with Journal(workspace, reading=before) as journal:
+        journal.append({"type": "B"})
+
+    assert told(workspace) == ["Test", "Paid", "B"]
+    with pytest.raises(LockedError):
+        rival.append({"type": "late"})
+
+
+def test_an_epoch_that_no_later_one_has_seen_is_refused(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A writer that pinned a line held the workspace, so its lines cannot count for nothing."""
+    fill(workspace, 1)
+    before = read_journal(workspace)
+    abandon(workspace, {"type": "Paid"})
+    monkeypatch.setattr(Journal, "_found_since", lambda _, reading: reading)
+    Journal(workspace, reading=before).close()
+
+    with pytest.raises(CorruptError, match="epoch 2 is in no later epoch's past"):
+        read_journal(workspace)
+
+
+def test_the_head_of_an_older_epoch_is_held_too(workspace: Workspace) -> None:
+    """A line that was pinned and that the next writer did not find is missed."""
+    first = abandon(workspace, {"type": "A"}, pin=True)
+    path, head = workspace.segment(1), workspace.head(1)
+    kept = path.read_bytes(), head.read_bytes()
+    first.append({"type": "Paid"}, pin=True)
+    pinned = head.read_bytes()
+    path.write_bytes(kept[0])
+    head.write_bytes(kept[1])
+    abandon(workspace, {"type": "B"})
+    assert told(workspace) == ["A", "B"]
+
+    head.write_bytes(pinned)
+
+    with pytest.raises(CorruptError, match="ends before line 2"):
+        read_journal(workspace)
+
+
 def test_two_claims_at_once_have_one_winner(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:

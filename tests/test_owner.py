@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from runbook import owner
 from runbook.owner import boot_id, process_start, this_process
 
 
@@ -70,3 +71,14 @@ def test_an_owner_is_ended() -> None:
 
         assert time.monotonic() - began >= 0.2
         assert not owner.is_alive_here
+
+
+def test_a_machine_without_an_id_is_known_by_its_boot(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod that was moved to another node has its old host name, and is another machine."""
+    read = owner._read
+    monkeypatch.setattr(owner, "_read", lambda p: "" if p.name == "machine-id" else read(p))
+    here = this_process()
+
+    assert here.machine == ""
+    assert here.is_here
+    assert not replace(here, boot="another").is_here
