@@ -11,12 +11,13 @@ read at all, is a finding.
 import ast
 import os
 import re
-import stat
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from runbook.regular_files import open_to_read
 
 _LOADED: Final = re.compile(r"Auto(Model|Tokenizer|Config)\w*|\w+ForCausalLM|\w*Tokenizer(Fast)?")
 _PROMPT: Final = re.compile(r"\b(Instruction|Response|Label):|###END###")
@@ -122,10 +123,8 @@ def _in_content(path: Path) -> tuple[_Found, ...]:
     known = _SEEN.get(path)
     if known and known[0] == _version(path.stat()):
         return known[1]
-    # No pipe is waited for.
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(fd, "rb", buffering=0) as file:
-        status = os.fstat(fd)
+    with open_to_read(path) as file:
+        status = os.fstat(file.fileno())
         version = _version(status)
         found = _in_source(file.read(), str(path))
     if time.time_ns() - status.st_ctime_ns > _SETTLED_NS:
@@ -139,9 +138,7 @@ def _in_source(data: bytes, name: str) -> tuple[_Found, ...]:
 
 
 def _version(status: os.stat_result) -> tuple[int, ...]:
-    """What differs once a regular file was written to or replaced. Raises OSError for another."""
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError("it is no regular file")
+    """What differs once a file was written to or replaced."""
     return (
         status.st_dev,
         status.st_ino,

@@ -20,6 +20,7 @@ from typing import NoReturn
 from runbook import durable
 from runbook.contract import Artifact, Json
 from runbook.errors import ConfigError, CorruptError, NeedsPersonError, RunbookError
+from runbook.regular_files import open_to_read
 
 COMPLETE = "COMPLETE.json"
 TEMPORARY = ".runbook-tmp"
@@ -149,6 +150,13 @@ def _write(path: Path, data: bytes) -> None:
             finally:
                 os.close(fd)
             durable.replace(temporary, path)
+        except IsADirectoryError as error:
+            temporary.unlink()
+            raise NeedsPersonError(
+                "a folder stands in the file's place",
+                where=str(path),
+                fix="move it away and run the same command; nothing committed is lost",
+            ) from error
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()
@@ -215,20 +223,22 @@ def _bad_line(path: Path, number: int, what: str) -> CorruptError:
 
 
 def sha256_file(path: Path) -> str:
+    """Raises OSError: it is missing, or no regular file."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
-    """The content of a folder in one order, without what is added to it afterwards."""
+    """The regular files of a folder in one order, without what is added to it afterwards."""
     found = []
     for root, folders, names in os.walk(folder):
         folders.sort()
         found += [Path(root) / name for name in names if not name.endswith(TEMPORARY)]
-    return sorted(p for p in found if p.parent != folder or not _LATER.fullmatch(p.name))
+    own = (p for p in found if p.parent != folder or not _LATER.fullmatch(p.name))
+    return sorted(path for path in own if path.is_file())
 
 
 def names(folder: Path) -> set[str]:
@@ -248,13 +258,22 @@ def complete_directory(folder: Path) -> str:
     with storage_errors(folder):
         for path in _files(folder):
             durable.fsync_path(path)
-            name = str(path.relative_to(folder))
-            files[name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+            files[str(path.relative_to(folder))] = measured(path)
         for root, _, _ in os.walk(folder):
             durable.fsync_path(Path(root))
     write_json(folder / COMPLETE, {"files": files})
     names = {name: entry["sha256"] for name, entry in files.items()}
     return sha256_bytes(canonical_json(names).encode())
+
+
+def measured(path: Path) -> dict[str, Json]:
+    """What a marker says of a file."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def marker_of(files: Mapping[str, Json]) -> bytes:
+    """A ``COMPLETE.json``, as ``complete_directory`` writes it."""
+    return indented_json({"files": dict(files)}).encode()
 
 
 def is_complete(folder: Path, *, deep: bool = False) -> bool:

@@ -5,7 +5,7 @@ request whose answer nobody saw, cost what they could have cost.
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from runbook import events as ev
@@ -78,6 +78,23 @@ def spent(facts: Iterable[ev.Event]) -> Spent:
     return Spent(seconds + leased, math.fsum(requests.values()), len(requests))
 
 
+def up_to_the_limit(facts: Sequence[ev.Event]) -> ev.TimeLeased | None:
+    """The fact that the last executor spent all that its limits left it, reserve included.
+
+    It settles that executor's lease, so it belongs before the next one's ``SessionResumed``. None
+    where nothing was left, or nothing limited it.
+    """
+    leased, limits = 0.0, Limits()
+    for fact in facts:
+        match fact:
+            case ev.SessionStarted() | ev.SessionResumed():
+                leased, limits = 0.0, Limits.of(fact.limits)
+            case ev.TimeLeased():
+                leased = fact.used_s + fact.ahead_s
+    left = seconds_left(limits, spent(facts), terminal=True)
+    return ev.TimeLeased(leased + left, 0.0) if 0.0 < left < math.inf else None
+
+
 def seconds_left(limits: Limits, now: Spent, *, terminal: bool) -> float:
     """How much longer an executor may work; infinite where nothing limits it.
 
@@ -108,18 +125,29 @@ def review_left(limits: Limits, now: Spent) -> float:
 
 
 def exhausted(limits: Limits, now: Spent, *, terminal: bool) -> str:
-    """Which limit leaves no more time, in words, with what was spent against it."""
-    hours = now.seconds / _HOUR
+    """Which limit leaves no more time, in words, with what was spent against it.
+
+    Where each leaves some, all of them.
+    """
     caps = (
-        (limits.wall_clock_s, now.seconds, "wall clock", "{:.0f} s"),
-        (limits.gpu_hours, now.gpu_hours(limits), "GPU-hours", "{:.2f}"),
-        (limits.usd, now.usd(limits), "money", "${:.2f}"),
+        (limits.wall_clock_s, now.seconds, "wall clock", "{:.0f} s".format),
+        (limits.gpu_hours, now.gpu_hours(limits), "GPU-hours", "{:.2f}".format),
+        (limits.usd, now.usd(limits), "money", dollars),
     )
     rates = (1.0, limits.gpus / _HOUR, limits.usd_per_hour / _HOUR)
-    told = []
+    told, reached = [], []
     for (cap, used, name, form), rate in zip(caps, rates, strict=True):
         held = 0.0 if terminal else limits.reserve_s * rate
-        if cap is not None and used + held + rate >= cap:
-            back = f", {form.format(held)} of it held back for the end" if held else ""
-            told.append(f"{name}: {form.format(used)} of {form.format(cap)} spent{back}")
-    return "; ".join(told) or f"{hours:.2f} hours were spent"
+        if cap is not None:
+            back = f", {form(held)} of it held back for the end" if held else ""
+            told.append(f"{name}: {form(used)} of {form(cap)} spent{back}")
+            reached += told[-1:] if used + held + rate >= cap else []
+    return "; ".join(reached or told) or f"{now.seconds / _HOUR:.2f} hours were spent"
+
+
+def dollars(amount: float) -> str:
+    """``$12.50``; of less than a dollar with the digits that count, ``$0.0053``."""
+    cents = f"{amount:.2f}"
+    if abs(amount) >= 1 or float(cents) == round(amount, 9):
+        return f"${cents}"
+    return f"${amount:.{max(4, 1 - math.floor(math.log10(abs(amount))))}f}"

@@ -1,21 +1,29 @@
 """What an edited runbook means for a session under way: kept, judged again or made anew. Pure.
 
 Rule: a step is made anew where, and only where, a changed field reaches its bytes, directly or
-through the steps it reads. A changed gate judges the same bytes again. What only affects
+through the steps it reads. A changed gate judges the same bytes again. Changed code makes anew
+what has begun and is not done; what passed stays, made with earlier code. What only affects
 throughput or place is no part of the documents that are compared, so it changes nothing.
 """
 
 import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
 
 from runbook import events as ev
 from runbook.contract import Json
 from runbook.errors import ConfigError
-from runbook.fingerprint import Difference, differences, plan_document, recorded_plan
+from runbook.fingerprint import (
+    Difference,
+    comparable,
+    differences,
+    fingerprint,
+    plan_document,
+    recorded_plan,
+)
 from runbook.machine import params_of, replay
 from runbook.plan import Plan, PlannedStep
 from runbook.state import State, Status, StepState
@@ -27,6 +35,8 @@ _RULES = ("retries", "review_after", "rerun_from", "adjustable", "adjustments")
 _FIXED = ("function", "output", "phase")
 """Fields of a step that make it another step."""
 _DONE = (Status.FINISHED, Status.JUDGED, Status.PASSED)
+_KEPT = (Status.PASSED, Status.SKIPPED)
+"""What a fix in a later step's code must not throw away."""
 _SHARD = re.compile(r"shard-(\d+)/")
 
 
@@ -66,16 +76,20 @@ class StepChange:
     shards: tuple[Shards, ...] = ()
     begins_anew: bool = False
     """Whether an acceptance takes back how the step stands."""
+    earlier_code: tuple[str, ...] = ()
+    """Modules whose source is not the one that what stays of the step was made with."""
 
 
 @dataclass(frozen=True)
 class Comparison:
     fields: tuple[str, ...]
-    """Each changed field, as ``a.b: old -> new``."""
+    """Each changed field, as ``a.b: old -> new``, those of code last."""
     refused: tuple[str, ...]
     """Changes that make it another session; where there are any, ``steps`` is empty."""
     steps: tuple[StepChange, ...]
     """In the plan's order."""
+    code: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Each module whose source changed -> the steps that run it."""
 
     def named(self, fate: Fate) -> tuple[str, ...]:
         return tuple(change.step for change in self.steps if change.fate is fate)
@@ -107,13 +121,15 @@ def compare_plan(plan: Plan, known: Sequence[ev.Event]) -> Comparison:
     agreed = agreed_plan(known)
     if agreed is None:
         return Comparison((), (), ())
-    before, now = agreed.plan, plan_document(plan)
-    found = differences(before, now)
-    fields = tuple(map(str, found)) or _unnamed(agreed.fingerprint, plan.fingerprint)
+    before = agreed.plan
+    now = comparable(plan_document(plan), before)
+    found = sorted(differences(before, now), key=_is_code)
+    fields = tuple(map(str, found)) or _unnamed(agreed.fingerprint, fingerprint(now))
     if refused := tuple(_other_session(before, now, found)):
         return Comparison(fields, refused, ())
     old = recorded_plan(before)
-    return Comparison(fields, (), tuple(_steps(old, plan, replay(old, known), found, known)))
+    steps = tuple(_steps(old, plan, replay(old, known), found, known))
+    return Comparison(fields, (), steps, _code(found))
 
 
 def check_same_plan(plan: Plan, known: Sequence[ev.Event], root: Path) -> None:
@@ -133,10 +149,12 @@ def check_same_plan(plan: Plan, known: Sequence[ev.Event], root: Path) -> None:
     found = compare_plan(plan, known)
     if found.refused:
         raise _unacceptable(plan, found)
+    if not found.fields:
+        return
     place = [str(plan.runbook), "--workspace", str(root)]
     options = [part for assignment in plan.overrides for part in ("--set", assignment)]
     raise ConfigError(
-        f"the runbook changed since this session began: {'; '.join(found.fields)}",
+        _what_changed(found),
         where=str(plan.runbook),
         fix="undo the change, or see what it would redo:\n"
         f"  {shlex.join(['runbook', 'plan', *place, *options])}\n"
@@ -177,6 +195,31 @@ def agree(
         invalidated=tuple(change.step for change in found.steps if change.begins_anew),
         rejudged=found.named(Fate.REJUDGE),
     )
+
+
+def _code(found: Iterable[Difference]) -> dict[str, tuple[str, ...]]:
+    running: dict[str, tuple[str, ...]] = {}
+    for change in found:
+        if _is_code(change):
+            module = ".".join(change.path[3:])
+            running[module] = (*running.get(module, ()), change.path[1])
+    return running
+
+
+def _is_code(change: Difference) -> bool:
+    return change.path[:1] == ("steps",) and change.path[2:3] == ("code",)
+
+
+def _what_changed(found: Comparison) -> str:
+    """Of a refusal: the fields, and each module with the steps that run it."""
+    subjects = [
+        f"the source of {module}, run by {', '.join(s)}," for module, s in found.code.items()
+    ]
+    fields = found.fields[: len(found.fields) - sum(map(len, found.code.values()))]
+    if fields:
+        subjects.insert(0, "the runbook")
+    told = f": {'; '.join(fields)}" if fields else ""
+    return f"{' and '.join(subjects)} changed since this session began{told}"
 
 
 def _unnamed(before: str, now: str) -> tuple[str, ...]:
@@ -223,7 +266,8 @@ def _steps(
     for step in plan.steps:
         own = [d for d in found if d.path[:2] == ("steps", step.name)]
         through = tuple(name for name in step.inputs if reached.get(name))
-        causes = [*wide, *_own_causes(old.step(step.name), step, own)]
+        mine = state.steps[step.name]
+        causes = [*wide, *_own_causes(old.step(step.name), step, own, mine)]
         causes += [field for name in through for field in reached[name]]
         reached[step.name] = tuple(dict.fromkeys(causes))
         if not causes and old.step(step.name).fingerprint != step.fingerprint:
@@ -232,12 +276,29 @@ def _steps(
         yield _change(old, plan, step, state, own, found, reached[step.name], through, known)
 
 
-def _own_causes(old: PlannedStep, step: PlannedStep, own: Sequence[Difference]) -> Iterator[str]:
+def _own_causes(
+    old: PlannedStep, step: PlannedStep, own: Sequence[Difference], mine: StepState
+) -> Iterator[str]:
     """The step's own fields that reach its bytes; in which order it names its inputs does not."""
     same_inputs = set(old.inputs) == set(step.inputs)
     for change in own:
-        if change.path[2] == "params" or (change.path[2] == "inputs" and not same_inputs):
-            yield str(change)
+        match change.path[2]:
+            case "params":
+                yield str(change)
+            case "inputs" if not same_inputs:
+                yield str(change)
+            case "code" if mine.status not in _KEPT:
+                yield str(change)
+    judged_next = old.gate != step.gate and mine.status in _KEPT and mine.look == 1
+    if judged_next and step.gate and step.gate.extend is not None:
+        for module in _earlier_code(step, mine):
+            yield f"a second look would mix two sources of {module}"
+
+
+def _earlier_code(step: PlannedStep, mine: StepState) -> tuple[str, ...]:
+    """The modules whose source was another one when the step's newest attempt started."""
+    then = mine.started.code if mine.started else {}
+    return tuple(name for name, sha256 in then.items() if step.code.get(name) != sha256)
 
 
 def _change(
@@ -256,7 +317,8 @@ def _change(
     judging = [str(d) for d in own if d.path[2] in ("gate", *_RULES)]
     switches = (("phases", step.phase, "enabled"), ("steps", step.name, "enabled"))
     switching = [str(d) for d in found if d.path in switches]
-    fields = dict.fromkeys([*causes, *judging, *switching])
+    coding = [str(d) for d in own if _is_code(d)]
+    fields = dict.fromkeys([*causes, *judging, *switching, *coding])
     revived = mine.status is Status.SKIPPED and fate is not Fate.SKIPPED
     return StepChange(
         step.name,
@@ -267,6 +329,7 @@ def _change(
         _seconds(step.name, known),
         tuple(_shards(old, state, step, fate, known, reached=bool(causes))),
         begins_anew=fate is Fate.INVALIDATED or revived,
+        earlier_code=_earlier_code(step, mine) if fate in (Fate.REUSE, Fate.REJUDGE) else (),
     )
 
 

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from runbook.redact import LineFilter, Redactor
+from runbook.regular_files import open_to_append
 
 _CHUNK = 1 << 16
 _LAST_READS = 64
@@ -66,5 +67,5 @@ class ChildLog:
     def _write(self, data: bytes) -> None:
         if not data:
             return
-        with suppress(OSError), self._path.open("ab") as log:
+        with suppress(OSError), open_to_append(self._path) as log:
             log.write(data)

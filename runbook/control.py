@@ -16,10 +16,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from runbook import events as ev
+from runbook import regular_files
 from runbook.artifacts import TEMPORARY
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Json
 from runbook.gpus import Gpus, describe
+from runbook.regular_files import open_to_append
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
@@ -121,18 +123,18 @@ class Pulse:
         self._sampled_at = now
         self._sampled = [describe(sample) for sample in self._gpus.sample()]
         line = {"wall": _wall(self._clock), "gpus": self._sampled, "xids": self._gpus.xids}
-        with suppress(OSError), self._workspace.gpu_log.open("a", encoding="utf-8") as log:
-            log.write(f"{json.dumps(line)}\n")
+        with suppress(OSError), open_to_append(self._workspace.gpu_log) as log:
+            log.write(f"{json.dumps(line)}\n".encode())
         return self._sampled
 
     def trouble(self) -> str:
         """The newest error that a GPU reported, in words; empty where there was none."""
         return self._gpus.trouble() if self._gpus else ""
 
-    def wish(self) -> str:
-        """Why a person wants a stop, or ''; looked up twice a second at most."""
+    def wish(self, *, fresh: bool = False) -> str:
+        """Why a person wants a stop, or ''; looked up twice a second at most, unless ``fresh``."""
         now = self._clock.monotonic()
-        if not self._stop and now - self._looked >= _LOOK_EVERY_S:
+        if not self._stop and (fresh or now - self._looked >= _LOOK_EVERY_S):
             self._looked = now
             self._stop = stop_requested(self._workspace)
         return self._stop
@@ -144,7 +146,7 @@ def _wall(clock: Clock) -> str:
 
 def _read(path: Path) -> Mapping[str, Json]:
     try:
-        value = json.loads(path.read_bytes())
+        value = json.loads(regular_files.read(path))
     except (OSError, ValueError):
         return {}
     return value if isinstance(value, dict) else {}

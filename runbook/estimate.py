@@ -11,7 +11,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -82,6 +82,8 @@ class Estimate:
     """That it rests on; 0: not measured."""
     same_params: bool
     """Whether those ran with the same parameters."""
+    at_pace: bool = False
+    """Whether the lower end is what is left at the step's own pace: it runs now."""
 
 
 class Fit(Enum):
@@ -153,8 +155,33 @@ def estimate_steps(
 
 
 def total(estimates: Iterable[Estimate]) -> Interval:
-    """All of them, one after the other; without an upper end where one was not measured."""
-    return sum((estimate.seconds for estimate in estimates), Interval(0.0, 0.0))
+    """All of them, one after the other; without an upper end where one was not measured.
+
+    A step that was measured with other parameters alone was not: they may take any other time.
+    """
+    return sum((_known(estimate) for estimate in estimates), Interval(0.0, 0.0))
+
+
+def _known(estimate: Estimate) -> Interval:
+    is_measured = estimate.same_params or estimate.at_pace
+    return estimate.seconds if is_measured else Interval(0.0, None)
+
+
+def at_pace(estimate: Estimate, done: int, total: int, unit_s: float) -> Estimate:
+    """Of a step at work, what is left of it; its pace is trusted as far as a single run is.
+
+    Args:
+        estimate: of the whole step.
+        done: units so far, of the stage at hand.
+        total: units of that stage; another may follow, so only former runs bound the time above.
+        unit_s: seconds that one takes now.
+    """
+    short, long = _ONE_RUN
+    left = max(0, total - done) * unit_s
+    high = estimate.seconds.high if estimate.same_params else None
+    if high is not None:
+        high = max(left * long, high - done * unit_s)
+    return replace(estimate, seconds=Interval(left * short, high), at_pace=True)
 
 
 def project(

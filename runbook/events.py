@@ -161,6 +161,8 @@ class StepStarted(Event):
     """Relative to the workspace; an interrupted attempt keeps it."""
     started_at: str
     """UTC, ISO 8601."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """``PlannedStep.code`` that it runs; empty where that is not known."""
 
 
 @_fact
@@ -189,6 +191,9 @@ class StepFinished(Event):
     samples: tuple[Mapping[str, Json], ...]
     judged_file: str = "gate.json"
     """Name, in the output folder, of the file that holds the judgement."""
+    markers: Mapping[str, str] | None = None
+    """Folder, of the output and of each artifact that is one -> SHA-256 of its ``COMPLETE.json``;
+    one without such a file is not in it. None: not recorded."""
 
 
 @_fact

@@ -32,12 +32,19 @@ from runbook.contract import (
     Reviewer,
 )
 from runbook.control import STOP_REQUESTED, Pulse, read_certificate, withdraw_stop
-from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
+from runbook.errors import (
+    LockedError,
+    NeedsPersonError,
+    PausedError,
+    RunbookError,
+    SentinelError,
+)
 from runbook.fingerprint import plan_document
 from runbook.gpus import Gpus
-from runbook.journal import Journal, batches, facts, read_entries
+from runbook.journal import Journal, batches, facts, read_entries, read_journal, seconds_before
 from runbook.ledger import Ledger
-from runbook.metering import Metering
+from runbook.metering import Metering, owes_stop
+from runbook.owner import Owner
 from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
@@ -62,6 +69,7 @@ _PINNED = (
     ev.SessionDone,
 )
 """Facts that must never go missing unnoticed."""
+_DONE = "the session is done"
 
 
 @dataclass(frozen=True)
@@ -91,7 +99,8 @@ def run_session(
         plan: what to run.
         workspace: where.
         seams: the parts that are given.
-        by_person: a person asks for it, so a session that a person stopped goes on.
+        by_person: a person asks for it, so a session that a person stopped goes on; otherwise a
+            stop that is still pending is put on record, and the exit code is 3.
         takeover: why another executor's workspace may be taken over, where that is wanted.
         acceptance: why the session goes on with a plan that changed, where that is wanted.
 
@@ -102,32 +111,54 @@ def run_session(
         CorruptError: the journal is not what was appended.
         NeedsPersonError: the journal cannot be written, or a person stopped the session.
     """
-    workspace.create()
+    if not os.access(workspace.segment(1), os.R_OK):
+        workspace.create()
     known = facts(read_entries(workspace))
     accepted = agree(plan, known, workspace.root, acceptance)
     state = m.replay(plan, (*known, accepted) if accepted else known)
-    if state.done and manifest.is_projected(workspace, state):
+    if (
+        state.done
+        and manifest.is_projected(workspace, state)
+        and not _owes_pod_stop(plan, workspace, state, known)
+    ):
         return state.done.exit_code
-    if state.stop and state.stop.reason == STOP_REQUESTED and not by_person:
-        raise NeedsPersonError(
-            f"the session was stopped: {state.stop.detail}",
-            where=str(workspace.root),
-            fix=f"runbook resume --workspace {shlex.quote(str(workspace.root))}",
-        )
+    # Not before: of a session that is done nothing is written, so it may lie on a read-only mount.
+    workspace.create()
+    if not by_person:
+        _check_stop(state, workspace)
     check_machine(plan.preflight, workspace.root, resumed=state.session is not None)
     if state.session is None:
         check_plan(plan, workspace)
     with signals() as signal, open_journal(workspace, seams.clock, takeover=takeover) as journal:
         end_orphans(workspace.root)
         artifacts.settle(workspace.root)
-        withdraw_stop(workspace)
+        if by_person:
+            withdraw_stop(workspace)
         if accepted := agree(plan, facts(journal.entries), workspace.root, acceptance):
             journal.append(accepted.to_body(), pin=True)
         session = _Session(plan, workspace, journal, seams, signal)
+        if not by_person:
+            # It may have been put on record since, while nobody held the workspace.
+            _check_stop(session.state, workspace)
         try:
-            return session.run()
+            code = session.run()
         finally:
             session.runner.close()
+        with suppress(RunbookError):
+            # What a step left running would go on using the machine; not where another took over.
+            journal.check_fence()
+            end_orphans(workspace.root)
+        return code
+
+
+def _check_stop(state: st.State, workspace: Workspace) -> None:
+    """Raises NeedsPersonError: a person stopped the session, and only a person goes on."""
+    if state.stop and state.stop.reason == STOP_REQUESTED:
+        raise NeedsPersonError(
+            f"the session was stopped: {state.stop.detail}",
+            where=str(workspace.root),
+            fix=f"runbook resume --workspace {shlex.quote(str(workspace.root))}",
+        )
 
 
 class _Session:
@@ -167,6 +198,7 @@ class _Session:
             seams.clock,
             self.supervisor.watch,
             self.supervisor.pause,
+            self.supervisor.hurried,
         )
         self.consulted: set[str] = set()
 
@@ -188,10 +220,10 @@ class _Session:
 
     def run(self) -> int:
         if self.state.done:
-            # Killed after its last line, before the manifest and the report told of it.
-            self.projector.session(self.state)
-            return self.state.done.exit_code
+            return self._make_up(self.state.done.exit_code)
+        begun = self.state.session
         try:
+            self.metering.take_over(begun.run_id if begun else None)
             self._prepare()
             self._open()
             assert self.state.session is not None
@@ -206,6 +238,11 @@ class _Session:
             with suppress(OSError, RunbookError):
                 told = redact.text(traceback.format_exc())
                 artifacts.write_text(self.workspace.log("executor"), told)
+            if isinstance(error, LockedError):
+                self.metering.let_go()
+            if self.state.done:
+                # The next run shows it; no stop follows on a session that is done.
+                raise
             with suppress(OSError, RunbookError):
                 # A poisoned journal takes no more; the error itself then says why it ended.
                 return self._stop("error", getattr(error, "code", 1), detail)
@@ -222,6 +259,8 @@ class _Session:
 
     def _open(self) -> None:
         if self.state.session:
+            if self.metering.saw_limit and self._is_of_the_last(self.metering.watched):
+                self.ledger.charge_to_the_limit()
             self.append(ev.SessionResumed(self.plan.budget, read_certificate(self.workspace)))
             return
         self.append(
@@ -237,6 +276,28 @@ class _Session:
                 certificate=read_certificate(self.workspace),
             )
         )
+
+    def _make_up(self, exit_code: int) -> int:
+        """What a kill after the session's last line kept from being done: report, pod's stop."""
+        assert self.state.session is not None
+        owes_stop = _owes_pod_stop(self.plan, self.workspace, self.state, self.known)
+        try:
+            self.projector.session(self.state)
+        finally:
+            if owes_stop:
+                self.metering.start(self.state.session.run_id)
+                self._end_meter(_DONE, exit_code)
+        return exit_code
+
+    def _is_of_the_last(self, watched: Callable[[Owner], bool]) -> bool:
+        """Whether the executor that went on with the session last, and did not end, was watched."""
+        number = max(
+            entry.epoch
+            for entry, fact in zip(self.journal.entries, self.known, strict=True)
+            if isinstance(fact, ev.SessionStarted | ev.SessionResumed)
+        )
+        epochs = read_journal(self.workspace).epochs
+        return any(e.number == number and not e.closed and watched(e.owner) for e in epochs)
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self.seams.clock.wall(), UTC)
@@ -274,8 +335,10 @@ class _Session:
                 self._check_outputs()
                 self.ledger.settle()
                 self.append(ev.SessionDone(exit_code, self.state.overrides))
-                self.projector.session(self.state)
-                self._end_meter("the session is done", stop_pod=True)
+                try:
+                    self.projector.session(self.state)
+                finally:
+                    self._end_meter(_DONE, exit_code)
                 return exit_code
         return None
 
@@ -289,17 +352,31 @@ class _Session:
                 raise Halt("missing manifest", code, f"{name}: {missing}; restore it")
 
     def _stop(self, reason: str, exit_code: int, detail: str) -> int:
-        self.ledger.settle()
-        self.append(ev.SessionStopped(reason, exit_code, detail))
-        with suppress(OSError, RunbookError):
-            # A disk too full for the report must not hide the cause; the next run writes it.
-            self.projector.session(self.state)
-            self._end_meter(f"{reason}: {detail}", stop_pod=exit_code != PausedError.code)
+        try:
+            self.ledger.settle()
+            self.append(ev.SessionStopped(reason, exit_code, detail))
+            with suppress(OSError, RunbookError):
+                # A disk too full for the report must not hide the cause; the next run writes it.
+                self.projector.session(self.state)
+        except LockedError:
+            self.metering.let_go()
+            raise
+        finally:
+            # A journal that takes no more must not keep the pod running.
+            with suppress(OSError, RunbookError):
+                self._end_meter(f"{reason}: {detail}", exit_code)
         return exit_code
 
-    def _end_meter(self, why: str, *, stop_pod: bool) -> None:
-        """Last of all, since the machine may go with it: the report stands already."""
-        if stopped := self.metering.end(why, stop_pod=stop_pod):
+    def _end_meter(self, why: str, exit_code: int) -> None:
+        """Last of all, since the machine may go with it: the report stands already.
+
+        After a pause the meter watches on: a relaunch ends it, or nobody comes.
+        """
+        if exit_code == PausedError.code:
+            stopped = self.metering.leave(why)
+        else:
+            stopped = self.metering.end(why, stop_pod=True)
+        if stopped:
             self.append(stopped)
             self.projector.session(self.state)
 
@@ -382,6 +459,9 @@ class _Session:
         self.supervisor.begin(terminal=step.terminal)
         if findings := self.seams.dry():
             raise Halt("dry", SentinelError.code, "; ".join(findings))
+        if edited := manifest.changed_since_planned(step, self.plan.runbook.parent):
+            detail = f"{step.name}: {edited}; restore it, or accept the change on record"
+            raise Halt("changed input", NeedsPersonError.code, detail)
         try:
             inputs = manifest.verified_inputs(self.state, self.workspace, step)
         except NeedsPersonError as error:
@@ -393,7 +473,11 @@ class _Session:
         changed = artifacts.make_directories(work, folder)
         if whole and run.attempt > 1:
             _disown(folder)
-        self.append(ev.StepStarted(run.step, run.attempt, run.look, run.params, output, started_at))
+        self.append(
+            ev.StepStarted(
+                run.step, run.attempt, run.look, run.params, output, started_at, step.code
+            )
+        )
         job = Job(
             function=step.function,
             search=str(self.plan.runbook.parent),
@@ -423,7 +507,11 @@ class _Session:
     ) -> None:
         match outcome:
             case ev.StepFinished():
-                self.append(outcome)
+                started = self.state.steps[run.step].started
+                assert started is not None
+                marked = manifest.markers(self.workspace, started.output, outcome.artifacts)
+                before = seconds_before(self.journal.entries, run.step, run.attempt, run.look)
+                self.append(replace(outcome, markers=marked, seconds=before + outcome.seconds))
                 return
             case Failed(what, where, fix, code, tail):
                 error = str(RunbookError(what, where=where, fix=fix))
@@ -436,6 +524,8 @@ class _Session:
                 cause = "paused after a committed batch"
         reason = self.supervisor.reason()
         self.append(ev.StepInterrupted(run.step, run.attempt, reason or cause))
+        if isinstance(outcome, Lost) and not reason:
+            self.seams.on_progress({"step": run.step, "lost": cause})
         if isinstance(outcome, Paused) and not reason:
             self.supervisor.check_pause(run.step)
 
@@ -451,6 +541,20 @@ class _Session:
             moment += timedelta(seconds=1)
             output = self.workspace.output(step.output, moment)
         return self.workspace.relative(output), moment.isoformat()
+
+
+def _owes_pod_stop(
+    plan: Plan, workspace: Workspace, state: st.State, known: Sequence[ev.Event]
+) -> bool:
+    """Whether a kill, after a session's last line, kept this machine's pod from being stopped."""
+    for fact in reversed(known):
+        match fact:
+            case ev.PodStopRequested():
+                return False
+            case ev.SessionStarted() | ev.SessionResumed():
+                break
+    assert state.session is not None
+    return owes_stop(plan.pod, workspace, state.session.run_id)
 
 
 def _disown(output: Path) -> None:

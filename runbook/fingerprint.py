@@ -1,9 +1,10 @@
 """Identity: a hash of canonical JSON over what can change a step's bytes, or how it is judged.
 
 Rule: paths, the clock, the budget, the environment and threads are not in it; the bytes of
-declared files are. What is hashed can be read (``plan_document``), read back
-(``recorded_plan``) and compared (``differences``), so that a refused resume can say which field
-changed.
+declared files are. A step's code is part of the plan's identity and not of the step's: where a
+person accepts other code, what was made before stands. What is hashed can be read
+(``plan_document``), read back (``recorded_plan``) and compared (``differences``), so that a
+refused resume can say which field changed.
 """
 
 import json
@@ -22,6 +23,8 @@ from runbook.problems import printable
 _ENGINE = ("name", "device", "batch_size")
 """The fields of the engine that change bytes."""
 _ABSENT = "(absent)"
+_DIGITS = 12
+"""Of a source's hash, as many as are shown."""
 
 
 @dataclass(frozen=True)
@@ -115,17 +118,34 @@ def recorded_plan(document: Mapping[str, Json]) -> Plan:
 
 
 def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> tuple[Difference, ...]:
-    """The fields in which two plan documents differ.
+    """The fields in which two plan documents differ, the new one as ``comparable`` has it.
 
     The steps' fingerprints are left out: they follow from the other fields.
     """
-    before, after = dict(_leaves(old)), dict(_leaves(new))
+    before, after = dict(_leaves(old)), dict(_leaves(comparable(new, old)))
     names = [n for n in dict.fromkeys([*before, *after]) if not _is_derived(n)]
     return tuple(
-        Difference(n, _shown(before.get(n)), _shown(after.get(n)))
+        Difference(n, _shown(n, before.get(n)), _shown(n, after.get(n)))
         for n in names
         if before.get(n) != after.get(n)
     )
+
+
+def comparable(new: Mapping[str, Json], old: Mapping[str, Json]) -> dict[str, Json]:
+    """The new document without the code of steps that were recorded without theirs.
+
+    Plans recorded before code was an input say nothing of it, so any code agrees with them.
+    """
+    recorded = old.get("steps", {})
+    steps = {
+        name: step if "code" in recorded.get(name, step) else _without_code(step)
+        for name, step in new.get("steps", {}).items()
+    }
+    return {**new, "steps": steps}
+
+
+def _without_code(step: Mapping[str, Json]) -> dict[str, Json]:
+    return {field: value for field, value in step.items() if field != "code"}
 
 
 def changed_fields(old: Mapping[str, Json], new: Mapping[str, Json]) -> tuple[str, ...]:
@@ -166,11 +186,13 @@ def _recorded_step(name: str, document: Mapping[str, Json]) -> PlannedStep:
         adjustable={param: decode(Range, ends) for param, ends in adjustable.items()},
         adjustments=tuple(decode(Adjustment, a) for a in document["adjustments"]),
         fingerprint=document["fingerprint"],
+        code=document.get("code", {}),
     )
 
 
 def _step_document(step: PlannedStep) -> dict[str, Json]:
     return bytes_document(step, step.params) | {
+        **({"code": dict(step.code)} if step.code else {}),
         "phase": step.phase,
         "enabled": step.enabled,
         "inputs": step.inputs,
@@ -200,5 +222,8 @@ def _is_derived(path: tuple[str, ...]) -> bool:
     return len(path) == 3 and path[0] == "steps" and path[2] == "fingerprint"
 
 
-def _shown(leaf: str | None) -> str:
-    return _ABSENT if leaf is None else printable(leaf)
+def _shown(path: tuple[str, ...], leaf: str | None) -> str:
+    if leaf is None:
+        return _ABSENT
+    is_code = path[:1] == ("steps",) and path[2:3] == ("code",)
+    return printable(leaf.strip('"')[:_DIGITS] if is_code else leaf)

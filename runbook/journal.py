@@ -20,7 +20,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Self
 
-from runbook import artifacts, durable, journal_lines
+from runbook import artifacts, durable, journal_lines, regular_files
 from runbook import events as ev
 from runbook.clock import SYSTEM, Clock
 from runbook.codec import decode, encode
@@ -155,7 +155,7 @@ class _Reader:
             for number in numbers:
                 path = path_of(number)
                 with suppress(FileNotFoundError), artifacts.storage_errors(path):
-                    found[number] = path.read_bytes()
+                    found[number] = regular_files.read(path)
 
     def _chain(self) -> list[tuple[int, Line]]:
         """The epochs that count, oldest first, each with its first line."""
@@ -247,7 +247,7 @@ class _Reader:
             return body
         path = self._workspace.blobs / f"{body['blob']}.json"
         try:
-            data = path.read_bytes()
+            data = regular_files.read(path)
         except FileNotFoundError:
             raise self._corrupt(number, offset, f"its content {path} is missing") from None
         if artifacts.sha256_bytes(data) != body["blob"]:
@@ -328,6 +328,26 @@ def batches(entries: Sequence[Entry], step: str, attempt: int) -> dict[str, Comm
         if isinstance(batch, ev.BatchCommitted) and batch.attempt == attempt:
             found[batch.key] = Committed(batch.key, batch.path, batch.sha256, batch.records)
     return found
+
+
+def seconds_before(entries: Sequence[Entry], step: str, attempt: int, look: int) -> float:
+    """Monotonic time that the earlier runs of this look took, each up to its last known line.
+
+    The newest run is not counted: who asks has it at hand.
+    """
+    mine = (step, attempt, look)
+    stretches: list[list[Entry]] = []
+    for entry in entries:
+        body = entry.body
+        if body["type"] == ev.StepStarted.__name__:
+            at_work = (body["step"], body["attempt"], body["look"]) == mine
+            stretches.append([entry] if at_work else [])
+        elif stretches and stretches[-1] and stretches[-1][-1].epoch == entry.epoch:
+            stretches[-1].append(entry)
+            if body["type"] == ev.StepInterrupted.__name__:
+                stretches.append([])
+    found = [stretch for stretch in stretches if stretch]
+    return sum(stretch[-1].mono - stretch[0].mono for stretch in found[:-1])
 
 
 def seconds_spent(entries: Sequence[Entry]) -> float:

@@ -7,6 +7,7 @@ from contextlib import suppress
 
 import psutil
 
+from runbook.marked import end_marked
 from runbook.owner import process_start
 
 _SCAN_S = 3.0
@@ -30,7 +31,7 @@ def end_processes(pid: int, start: int, mark: tuple[str, str], *, leader: bool) 
             found += [process, *process.children(recursive=True)]
     _kill(found)
     # The environment of a process that hangs in a page fault may be unreadable for ever.
-    scan = threading.Thread(target=_kill_marked, args=mark, daemon=True)
+    scan = threading.Thread(target=end_marked, args=(*mark, {os.getpid()}), daemon=True)
     scan.start()
     scan.join(_SCAN_S)
 
@@ -52,10 +53,3 @@ def _kill(processes: Sequence[psutil.Process]) -> None:
         with suppress(psutil.Error):
             if process.pid != os.getpid():
                 process.kill()
-
-
-def _kill_marked(name: str, value: str) -> None:
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.environ().get(name) == value:
-                _kill([process])

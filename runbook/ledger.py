@@ -3,7 +3,6 @@
 The arithmetic is ``runbook.budget``'s; this keeps the clock and writes the facts.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -11,6 +10,11 @@ from runbook import budget
 from runbook import events as ev
 from runbook.budget import LEASE_S, Limits
 from runbook.clock import Clock
+
+_OVERRUN_S = 1.0
+"""Time used beyond a lease goes on record in steps of this length, and at the end."""
+_ROUNDING_S = 1e-6
+"""By so much two sums of the same time may differ; less than this is no time."""
 
 
 class Ledger:
@@ -42,43 +46,55 @@ class Ledger:
         self._unknown_requests = unknown_requests
         self._began = clock.monotonic()
         self._leased_until = self._began
-        self._final = False
         self._terminal = False
-        self._before = budget.spent(facts())
-        """Of earlier executors."""
+        self._before = self._requested = budget.spent(facts())
+        """Of earlier executors; and with the requests of this one."""
 
     def lease(self, *, terminal: bool = False) -> bool:
         """Keep a slice of time reserved ahead; whether there is any left to work in.
 
+        Nothing stays reserved that the work at hand may not take. What was used beyond the last
+        lease, by a process that was stopped for a while, goes on record too.
+
         Args:
             terminal: the work at hand may draw on the reserve.
         """
-        if terminal != self._terminal:
-            self._terminal, self._final = terminal, False
+        self._terminal = terminal
         now = self._clock.monotonic()
-        if self._final or self._leased_until - now > LEASE_S / 2:
-            return now < self._leased_until
         used = now - self._began
-        ahead = min(LEASE_S, self.seconds_left(terminal=terminal))
-        if ahead <= 0:
-            return False
-        self._append(ev.TimeLeased(used, ahead))
-        self._leased_until = now + ahead
-        self._final = ahead < LEASE_S
-        return True
+        left = self._left(used, terminal=terminal)
+        ahead = min(LEASE_S, left) if left > _ROUNDING_S else 0.0
+        reserved = self._leased_until - now
+        is_short = bool(ahead) and reserved < min(LEASE_S / 2, ahead) - _ROUNDING_S
+        is_too_long = reserved > ahead + _ROUNDING_S
+        if is_short or is_too_long or reserved < -_OVERRUN_S:
+            self._append(ev.TimeLeased(used, ahead))
+            self._leased_until = now + ahead
+        return ahead > 0
+
+    def charge_to_the_limit(self) -> None:
+        """The executor before this one worked until a limit of its time was reached.
+
+        Its lease says less. Called before the session goes on, and before anything is leased.
+        """
+        if charge := budget.up_to_the_limit(self._facts()):
+            self._append(charge)
+            self._before = self._requested = self._spent()
 
     def seconds_left(self, *, terminal: bool) -> float:
         """What may still be worked from now on; infinite where nothing limits it."""
-        return budget.seconds_left(self.limits, self._used(), terminal=terminal)
+        return self._left(self._clock.monotonic() - self._began, terminal=terminal)
 
     def exhausted(self, *, terminal: bool) -> str:
         """Which limit is reached, in words."""
-        return budget.exhausted(self.limits, self._used(), terminal=terminal)
+        now = self._used(self._clock.monotonic() - self._began)
+        return budget.exhausted(self.limits, now, terminal=terminal)
 
     @property
     def deadline(self) -> float:
-        """The monotonic time at which work must have ended; infinite while more can be leased."""
-        return self._leased_until if self._final else math.inf
+        """The monotonic time at which the work at hand must have ended; infinite without limits."""
+        now = self._clock.monotonic()
+        return now + max(0.0, self._left(now - self._began, terminal=self._terminal))
 
     def settle(self) -> None:
         """Give back what is left of the lease."""
@@ -99,16 +115,20 @@ class Ledger:
             what = f"one request may cost ${self._request_usd:.2f}"
             return f"{what}, and ${max(0.0, left):.2f} may still be spent; decide yourself"
         self._append(ev.RequestSent(review_id, key, sent + 1, self._request_usd))
+        self._requested = self._spent()
         return ""
 
     def settle_request(self, review_id: str, key: str) -> None:
         sent, _ = self._requests(key)
         self._append(ev.RequestSettled(review_id, key, sent, self._request_usd))
+        self._requested = self._spent()
 
-    def _used(self) -> budget.Spent:
+    def _left(self, used_s: float, *, terminal: bool) -> float:
+        return budget.seconds_left(self.limits, self._used(used_s), terminal=terminal)
+
+    def _used(self, mine_s: float) -> budget.Spent:
         """What is spent by the clock: without what is leased ahead."""
-        mine = self._clock.monotonic() - self._began
-        return replace(self._spent(), seconds=self._before.seconds + mine)
+        return replace(self._requested, seconds=self._before.seconds + mine_s)
 
     def _spent(self) -> budget.Spent:
         return budget.spent(self._facts())

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,8 +24,10 @@ from runbook.codec import encode
 from runbook.contract import Artifact, Json
 from runbook.errors import NeedsPersonError
 from runbook.plan import Plan, PlannedStep
+from runbook.problems import printable
 from runbook.redact import Redactor, secrets_in
 from runbook.state import State, Status, StepState
+from runbook.step_code import code_of
 from runbook.workspace import Workspace
 
 _ASKING = threading.Lock()
@@ -137,6 +139,7 @@ def step_manifest(
         "look": mine.look,
         "seed": plan.seed,
         "fingerprint": {"runbook": plan.fingerprint, "step": step.fingerprint},
+        "code": dict(started.code),
         "started_at": started.started_at,
         "seconds": finished.seconds,
         "tokens": finished.tokens,
@@ -245,6 +248,47 @@ def verified_inputs(
             if not _is_sound(workspace.inside(artifact.path), artifact):
                 raise _missing(step, name, f"{artifact.path} is missing or changed", "restore it")
         found[name] = {artifact.name: artifact for artifact in source.finished.artifacts}
+    return found
+
+
+def changed_since_planned(step: PlannedStep, folder: Path) -> str:
+    """What the step would read or run otherwise than it was planned; empty where nothing.
+
+    Args:
+        step: its declared files are hashed again, and its code's sources; no other step's are.
+        folder: the runbook's.
+    """
+    for name, path in step.files.items():
+        planned = step.file_sha256.get(name)
+        if planned and (what := _file_trouble(path, planned)):
+            return f"{printable(str(path), longest=1000)}, its file {name}, {what}"
+    now = code_of(step.function, folder) if step.code else step.code
+    changed = [module for module, sha256 in step.code.items() if now.get(module) != sha256]
+    return f"the source of {changed[0]}, which it runs, was changed" if changed else ""
+
+
+def _file_trouble(path: Path, planned: str) -> str:
+    try:
+        if not path.is_file():
+            return "is missing"
+        return "" if artifacts.sha256_file(path) == planned else "was changed"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+
+
+def markers(workspace: Workspace, output: str, made: Iterable[Artifact]) -> dict[str, str]:
+    """Folder -> SHA-256 of its ``COMPLETE.json``; one that has none is left out.
+
+    Args:
+        workspace: where.
+        output: the step's folder.
+        made: its artifacts; some are folders.
+    """
+    found = {}
+    for folder in dict.fromkeys([output, *(artifact.path for artifact in made)]):
+        marker = workspace.inside(folder) / artifacts.COMPLETE
+        if marker.is_file():
+            found[folder] = artifacts.sha256_file(marker)
     return found
 
 

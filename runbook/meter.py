@@ -144,6 +144,10 @@ class Keeper:
                     self._change(deadline=deadline)
                 case {"end": {"why": str(why), "stop_pod": bool(stop_pod)}}:
                     self._change(ended=End(why, stop_pod))
+                case {"paused": str(why)}:
+                    log(f"{why}: the executor has ended, and the pod is kept for the next one")
+                    # What it started ended with it, and its process may be at other work by now.
+                    self._change(gone_since=self._clock(), cleared=True)
                 case _:
                     log("a line of no known form was passed over")
                     return
@@ -198,6 +202,7 @@ class Keeper:
             with suppress(OSError):
                 os.kill(self._terms.executor_pid, signal.SIGTERM)
         self._change(warned_at=self._clock(), warned_why=why)
+        self._save()
 
     def _stop(self, why: str) -> None:
         argv = self._terms.stop_pod
@@ -269,6 +274,9 @@ class Keeper:
             heartbeat=self._heard,
             left=left,
             stop=stop,
+            limit=self.situation.warned_why,
+            executor_pid=self._terms.executor_pid,
+            executor_start=self._terms.executor_start,
         )
         self._saved_at, self._is_dirty = self._clock(), False
         try:

@@ -10,6 +10,7 @@ import os
 import select
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -134,6 +135,26 @@ class Meter:
                 break
         self._close()
         return stop
+
+    def leave(self, why: str) -> None:
+        """Have the meter watch on as after this executor's death, and do not wait for it.
+
+        It stops the pod at a limit or when nobody resumed in time; the next executor's meter ends
+        it.
+        """
+        if not self.alive():
+            self._spawn()
+        self._unsent += _line({"paused": why})
+        self._flush()
+        self._close()
+        if self._process is not None:
+            # Reaped where this process lives on until then.
+            threading.Thread(target=self._process.wait, daemon=True).start()
+
+    def let_go(self) -> None:
+        """As ``leave``, where another executor has taken over: a meter that died stays dead."""
+        if self.alive():
+            self.leave("another executor has taken over")
 
     def _end_once(self, why: str, limit: float, *, stop_pod: bool) -> StopRecord | None:
         self._flush()

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 DEADLINE = "a limit of the budget was reached"
 RENTAL = "the rental ends"
-ABANDONED = "the executor died and nobody resumed"
+ABANDONED = "the executor is gone and nobody resumed"
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Situation:
     grace_s: float = 60.0
     abandoned_after_s: float | None = None
     gone_since: float | None = None
-    """When the executor was first seen dead."""
+    """When the executor was first seen dead, or said that it paused."""
     warned_at: float | None = None
     warned_why: str = ""
     cleared: bool = False
-    """The executor and what it started were killed."""
+    """The executor and what it started are no more."""
     ended: End | None = None
     dismissed: bool = False
     """SIGTERM: another meter takes over, or a person wants none."""

@@ -34,8 +34,17 @@ class MeterRecords:
     @classmethod
     def of(cls, workspace: Path) -> "MeterRecords":
         """Raises ConfigError as ``state_folder`` does."""
-        digest = hashlib.sha256(str(workspace.resolve()).encode()).hexdigest()
-        return cls(state_folder(workspace), digest[:16])
+        return cls(state_folder(workspace), _key(workspace))
+
+    @classmethod
+    def find(cls, workspace: Path) -> "MeterRecords | None":
+        """As ``of``, where there is such a folder already and it is ours; makes nothing."""
+        try:
+            folder = _place(workspace)
+            _check_owner(folder)
+        except (ConfigError, OSError):
+            return None
+        return cls(folder, _key(workspace))
 
     def all(self) -> Iterator[tuple[Path, MeterRecord | None]]:
         """Newest first; None where a file holds no record, as that of a meter that just started."""
@@ -81,6 +90,10 @@ class MeterRecords:
         return log
 
 
+def _key(workspace: Path) -> str:
+    return hashlib.sha256(str(workspace.resolve()).encode()).hexdigest()[:16]
+
+
 def _number(path: Path) -> int:
     return int(path.name.split(".")[1])
 
@@ -103,18 +116,30 @@ def state_folder(workspace: Path) -> Path:
     Raises:
         ConfigError: it lies in the workspace, is a link, is not ours or open to others.
     """
+    folder = _place(workspace)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(folder)
+    except OSError as error:
+        raise ConfigError(
+            f"the meter's folder cannot be made: {error.strerror}",
+            where=str(folder),
+            fix=f"set {STATE_DIR} to a folder on a disk of this machine",
+        ) from error
+    return folder
+
+
+def _place(workspace: Path) -> Path:
     named = os.environ.get(STATE_DIR)
-    if named:
-        folder = Path(named)
-        if not folder.is_absolute() or folder.resolve().is_relative_to(workspace.resolve()):
-            raise ConfigError(
-                "the meter's folder must be an absolute path outside the workspace",
-                where=f"{STATE_DIR}={named}",
-                fix="name a folder on a disk of this machine",
-            )
-    else:
-        folder = _default_folder(workspace)
-    _check_folder(folder)
+    if not named:
+        return _default_folder(workspace)
+    folder = Path(named)
+    if not folder.is_absolute() or folder.resolve().is_relative_to(workspace.resolve()):
+        raise ConfigError(
+            "the meter's folder must be an absolute path outside the workspace",
+            where=f"{STATE_DIR}={named}",
+            fix="name a folder on a disk of this machine",
+        )
     return folder
 
 
@@ -130,16 +155,9 @@ def _default_folder(workspace: Path) -> Path:
     )
 
 
-def _check_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise ConfigError(
-            f"the meter's folder cannot be made: {error.strerror}",
-            where=str(folder),
-            fix=f"set {STATE_DIR} to a folder on a disk of this machine",
-        ) from error
+def _check_owner(folder: Path) -> None:
+    """Raises ConfigError: others may write there; OSError: it cannot be looked at."""
+    found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode):
         what, fix = "is a link or no folder", "remove it"
     elif found.st_uid != os.geteuid():

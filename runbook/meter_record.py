@@ -43,13 +43,23 @@ class MeterRecord:
     left: str | None = None
     """Why it left without stopping the pod."""
     stop: StopRecord | None = None
+    limit: str = ""
+    """What it asked the living executor to end for; empty as long as it did not."""
+    executor_pid: int = 0
+    executor_start: int = 0
+    """Clock ticks since boot; with the pid and ``boot_id`` it names the executor."""
     former: "MeterRecord | None" = None
     """An earlier meter of the workspace that was asked to stop the pod; filled in by readers."""
 
     @property
+    def is_of_this_boot(self) -> bool:
+        """Whether this machine wrote it, and has not been started anew since."""
+        return self.boot_id == boot_id()
+
+    @property
     def is_running(self) -> bool:
         """Whether the meter that wrote it is alive on this machine."""
-        return self.boot_id == boot_id() and process_start(self.pid) == self.start
+        return self.is_of_this_boot and process_start(self.pid) == self.start
 
 
 def write_record(path: Path, record: MeterRecord, *, durable: bool) -> None:

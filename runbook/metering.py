@@ -1,7 +1,8 @@
 """The executor's dealings with the meter process: when there is one, what it holds, its end.
 
 The meter itself (``runbook.meter``) lives on when the executor hangs or is killed. There is one
-where the runbook sets a limit, says when the rental ends or how the pod is stopped.
+where the runbook sets a limit, says when the rental ends or how the pod is stopped. A former one
+is ended in any case, and its record read first.
 """
 
 import math
@@ -15,6 +16,11 @@ from runbook.clock import Clock
 from runbook.contract import Json
 from runbook.errors import ConfigError
 from runbook.ledger import Ledger
+from runbook.meter_decision import DEADLINE
+from runbook.meter_folder import MeterRecords
+from runbook.meter_handover import end_former_meters
+from runbook.meter_record import MeterRecord
+from runbook.owner import Owner
 from runbook.params import expand
 from runbook.plan import Plan
 from runbook.workspace import Workspace
@@ -42,10 +48,43 @@ class Metering:
         self._wanted = ledger.limits.any or bool(self._stop) or self._rental_ends is not None
         self._meter: Meter | None = None
         self._armed = -math.inf
+        self._former: MeterRecord | None = None
+
+    def take_over(self, run_id: str | None) -> None:
+        """End the former executor's meter, at once and whether or not a new one is wanted.
+
+        Where there was one, this session's is started too, so that there is no time without.
+
+        Args:
+            run_id: of the session; None where it has not begun.
+
+        Raises:
+            ConfigError: there is no local folder for the meter's record.
+        """
+        records = MeterRecords.find(self._workspace.root)
+        if records is None:
+            return
+        newest = records.newest()
+        self._former = newest if newest and newest.run_id == run_id else None
+        if end_former_meters(records) and run_id is not None:
+            self.start(run_id)
+
+    @property
+    def saw_limit(self) -> bool:
+        """Whether the former meter saw its executor work until a limit of the budget."""
+        return self._former is not None and self._former.limit == DEADLINE
+
+    def watched(self, owner: Owner) -> bool:
+        """Whether that executor was this one."""
+        former = self._former
+        return former is not None and (
+            (former.executor_pid, former.executor_start, former.boot_id)
+            == (owner.pid, owner.started, owner.boot)
+        )
 
     def start(self, run_id: str) -> None:
-        """Raises ConfigError: there is no local folder for the meter's record."""
-        if not self._wanted:
+        """Does nothing where it runs. Raises ConfigError as ``take_over`` does."""
+        if not self._wanted or self._meter is not None:
             return
         from runbook.meter_client import Meter, MeterConfig  # noqa: PLC0415 - many have none
 
@@ -87,9 +126,46 @@ class Metering:
             return None
         return ev.PodStopRequested(done.requested_at, done.last_rc, done.last_state or "")
 
+    def leave(self, why: str) -> ev.PodStopRequested | None:
+        """Have the meter watch on: nobody resumes in time, and it stops the pod.
+
+        What became of the pod, where a limit was reached already.
+        """
+        if self._meter is None or self._stop is None or self.limit_reached():
+            return self.end(why, stop_pod=False)
+        self._meter.leave(why)
+        self._meter = None
+        return None
+
+    def let_go(self) -> None:
+        """Another executor has taken over: its meter ends this one, unless it is elsewhere."""
+        if self._meter is not None:
+            self._meter.let_go()
+            self._meter = None
+
     def _deadline(self) -> float | None:
         left = self._ledger.seconds_left(terminal=True)
         return left if math.isfinite(left) else None
+
+
+def owes_stop(pod: Mapping[str, Json], workspace: Workspace, run_id: str) -> bool:
+    """Whether this machine did a session's work, and its pod was never asked to stop.
+
+    Its meter's record says so: on another machine, after a new start of this one, and where
+    somebody ended the meter there is nothing to make up for.
+
+    Args:
+        pod: ``Plan.pod``.
+        workspace: of the session.
+        run_id: of the session.
+    """
+    records = MeterRecords.find(workspace.root) if pod.get("stop") else None
+    record = records.newest() if records else None
+    if record is None or record.run_id != run_id or not record.is_of_this_boot:
+        return False
+    stop = record.stop
+    is_begun = stop is not None and (stop.finished or record.is_running)
+    return not is_begun and record.left is None
 
 
 def _command(pod: Mapping[str, Json], name: str) -> tuple[str, ...] | None:

@@ -49,6 +49,8 @@ class PlannedStep:
     """May draw on the budget's terminal reserve."""
     file_sha256: Mapping[str, str] = field(default_factory=dict)
     """Of each declared file, by name: its bytes when the plan was made."""
+    code: Mapping[str, str] = field(default_factory=dict)
+    """Module -> sha256 of its source, see ``runbook.step_code``; empty: not known."""
 
 
 @dataclass(frozen=True)

@@ -23,11 +23,14 @@ import runbook
 from runbook.child_log import ChildLog
 from runbook.codec import decode, encode
 from runbook.contract import MARK, Committed, Json, PhaseResult
+from runbook.marked import end_marked, marked
 from runbook.redact import Redactor
 from runbook.worker import Job
 
 _TICK_S = 0.1
 _CLOSE_S = 2.0
+_REAP_S = 1.0
+"""So long a killed child is waited for: the kernel may take its time with what it held."""
 _POLL_S = 0.001
 
 
@@ -100,6 +103,7 @@ class Worker:
         self._to_child = -1
         self._from_child = -1
         self._buffer = b""
+        self._unsent = bytearray()
 
     @property
     def pid(self) -> int | None:
@@ -107,6 +111,7 @@ class Worker:
 
     def start(self) -> None:
         child_in, self._to_child = os.pipe()
+        os.set_blocking(self._to_child, False)
         self._from_child, child_out = os.pipe()
         own = str(Path(runbook.__file__).parent.parent)
         path = os.pathsep.join(filter(None, [own, os.environ.get("PYTHONPATH", "")]))
@@ -150,7 +155,8 @@ class Worker:
             on_commit: makes a batch durable and says whether the step is to pause there; an
                 exception of its own kills the child and passes.
             on_progress: hears what the step tells.
-            meanwhile: called once, when the child was told and before it is listened to.
+            meanwhile: called once, before the child is listened to; it was told by then what its
+                pipe takes at once, which is the whole of a job of up to 64 KiB.
             watch: asked at every tick; the seconds that the child still has.
             patience: after which silence the child is given up.
         """
@@ -159,8 +165,6 @@ class Worker:
             self._tell({"request": encode(job)})
             meanwhile()
             return self._listen(on_commit, on_progress, watch, patience)
-        except BrokenPipeError:
-            return self._lost()
         except BaseException:
             self.kill()
             raise
@@ -182,7 +186,7 @@ class Worker:
             if line is None:
                 continue
             if not line:
-                return self._lost()
+                return self._lost(watch)
             heard = time.monotonic()
             match json.loads(line):
                 case {"beat": _}:
@@ -199,15 +203,31 @@ class Worker:
                     return _outcome(self._redactor.value(last))
 
     def _tell(self, message: Mapping[str, Json]) -> None:
-        data = memoryview(json.dumps(message, allow_nan=False).encode() + b"\n")
-        while data:
-            data = data[os.write(self._to_child, data) :]
+        """Send what the pipe takes at once; the rest follows while the child is listened to."""
+        self._unsent += json.dumps(message, allow_nan=False).encode() + b"\n"
+        self._send()
+
+    def _send(self) -> None:
+        try:
+            while self._unsent:
+                del self._unsent[: os.write(self._to_child, self._unsent)]
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            # Listening tells how it ended, and what it still answered.
+            self._unsent.clear()
 
     def _read_line(self) -> bytes | None:
-        """The next whole line; None where there is none yet, empty where there will be none."""
+        """The next whole line; None where there is none yet, empty where there will be none.
+
+        While it waits, a tick at most, the child is sent what is due and its log is moved.
+        """
         if b"\n" not in self._buffer:
             open_fds = [fd for fd in (self._from_child, self._log.fd) if fd >= 0]
-            ready, _, _ = select.select(open_fds, [], [], _TICK_S)
+            due = [self._to_child] if self._unsent else []
+            ready, room, _ = select.select(open_fds, due, [], _TICK_S)
+            if room:
+                self._send()
             if self._log.fd in ready:
                 self._log.move()
             if self._from_child in ready:
@@ -215,7 +235,7 @@ class Worker:
                 if not data:
                     return b""
                 self._buffer += data
-            elif not ready and self._is_dead():
+            elif not ready and not room and self._is_dead():
                 return b""
         line, newline, rest = self._buffer.partition(b"\n")
         if not newline:
@@ -231,9 +251,9 @@ class Worker:
         flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self._process.pid, flags) is not None
 
-    def _lost(self) -> Lost:
+    def _lost(self, watch: Callable[[], float]) -> Lost:
         assert self._process is not None
-        self._await_end()
+        self._await_end(lambda: watch() <= 0)
         self.kill()
         return Lost(_cause(self._process.returncode))
 
@@ -244,7 +264,8 @@ class Worker:
         if self._process.returncode is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_REAP_S)
         for fd in (self._to_child, self._from_child):
             if fd >= 0:
                 os.close(fd)
@@ -257,17 +278,17 @@ class Worker:
             os.close(self._to_child)
             self._to_child = -1
 
-    def close(self) -> None:
-        """Let the child end by itself, then make sure of it."""
+    def close(self, hurried: Callable[[], bool] = lambda: False) -> None:
+        """Let the child end by itself, then make sure of it; at once where ``hurried`` says so."""
         if self._process is None or self._from_child < 0:
             return
         self.dismiss()
-        self._await_end()
+        self._await_end(hurried)
         self.kill()
 
-    def _await_end(self) -> None:
+    def _await_end(self, hurried: Callable[[], bool]) -> None:
         limit = time.monotonic() + _CLOSE_S
-        while not self._is_dead() and time.monotonic() < limit:
+        while not self._is_dead() and not hurried() and time.monotonic() < limit:
             time.sleep(_POLL_S)
 
 
@@ -292,7 +313,9 @@ def _outcome(message: Mapping[str, Json]) -> Outcome:
             return Paused()
 
 
-def _cause(code: int) -> str:
+def _cause(code: int | None) -> str:
+    if code is None:
+        return "the child closed its pipe, and does not die of SIGKILL"
     if code >= 0:
         return f"the child exited with code {code} and no answer"
     name = signal.Signals(-code).name
@@ -307,40 +330,21 @@ def end_orphans(workspace: Path) -> int:
     The caller holds the workspace's lock, so whatever carries its mark has no executor any more.
     That is asked in a new workspace too: another one may have stood in its place.
     """
-    if not _is_marked(workspace):
+    if not any(marked(MARK, str(workspace))):
         return 0
     import psutil  # noqa: PLC0415 - slow, and seldom anything is left
 
     me = psutil.Process()
     spared = {me.pid, *(parent.pid for parent in me.parents())}
-    count = 0
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.pid not in spared and process.environ().get(MARK) == str(workspace):
-                process.kill()
-                count += 1
-    return count
-
-
-def _is_marked(workspace: Path) -> bool:
-    """Whether any process carries the workspace's mark, this one included; or nobody can say."""
-    mark = os.fsencode(f"{MARK}={workspace}")
-    try:
-        processes = [entry for entry in os.listdir("/proc") if entry.isdigit()]  # noqa: PTH208 - fast
-    except OSError:
-        return True
-    for process in processes:
-        with suppress(OSError), open(f"/proc/{process}/environ", "rb") as file:  # noqa: PTH123 - fast
-            if mark in file.read():
-                return True
-    return not processes
+    return end_marked(MARK, str(workspace), spared)
 
 
 @contextmanager
 def signals() -> Iterator[Callable[[], str]]:
-    """Note SIGTERM and SIGINT instead of dying of them; yields the name of the first, or ''.
+    """Note SIGTERM, SIGINT and SIGHUP, and do not die of them; yields the name of the first, or "".
 
-    Only the main thread may set handlers; elsewhere this notes nothing.
+    A terminal that closes sends SIGHUP; under nohup it stays ignored. Only the main thread may set
+    handlers; elsewhere this notes nothing.
     """
     caught: list[str] = []
 
@@ -350,7 +354,10 @@ def signals() -> Iterator[Callable[[], str]]:
     if threading.current_thread() is not threading.main_thread():
         yield lambda: ""
         return
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    wanted = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        wanted.remove(signal.SIGHUP)
+    before = {number: signal.signal(number, note) for number in wanted}
     try:
         yield lambda: caught[0] if caught else ""
     finally:

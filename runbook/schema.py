@@ -66,7 +66,8 @@ def load_plan(
     _raise([p for o in asked if (p := find_target(o, names))])
     runbook = _overridden(source, [o for o in asked if o.first in TOP_LEVEL], variables)
     asked = [o for o in asked if o.first in names]
-    plan = make_plan(path, runbook, Resolver(runbook, slots, asked, variables), tuple(overrides))
+    resolver = Resolver(runbook, slots, asked, variables, path.parent)
+    plan = make_plan(path, runbook, resolver, tuple(overrides))
     check_contents(plan, slots)
     return plan
 

@@ -20,6 +20,7 @@ from runbook.yaml_source import Source, ValuePath
 _FREE = ("params", "extend")
 """Keys whose values are the phase's own affair."""
 
+_MAPPING = "a mapping of keys to values"
 _TYPES = {
     "int_type": "a whole number",
     "int_from_float": "a whole number",
@@ -29,9 +30,9 @@ _TYPES = {
     "string_type": "text",
     "bool_type": "true or false",
     "list_type": "a list",
-    "dict_type": "a mapping of keys to values",
-    "model_type": "a mapping of keys to values",
-    "model_attributes_type": "a mapping of keys to values",
+    "dict_type": _MAPPING,
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
 }
 
 _PATTERNS = {
@@ -127,9 +128,23 @@ def _fault(model: type[BaseModel], detail: ErrorDetails) -> Fault:
         return Fault(path, what, fix, key=True)
     if kind == "missing":
         return Fault(path[:-1], f"the key '{path[-1]}' is missing", f"add {path[-1]}: here")
+    if not path and _TYPES.get(kind) == _MAPPING:
+        what = f"the document is {_nature(detail['input'])}, not {_MAPPING}"
+        return Fault(path, what, "name the file that was meant, or write the keys it needs")
     if path and path[-1] == "[key]":
         return Fault(path[:-1], *_words(detail, path[-2]), key=True)
     return Fault(path, *_words(detail, detail["input"]))
+
+
+def _nature(value: object) -> str:
+    """What a whole document is, without a word of it: it may be any file, a link's target too."""
+    match value:
+        case str():
+            return "text"
+        case bool() | int() | float():
+            return "a number, or true or false"
+        case _:
+            return quoted(value)
 
 
 def _words(detail: ErrorDetails, value: object) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """A checked runbook -> a ``Plan``: overrides applied, paths made absolute, fingerprints taken.
 
-Reads nothing but the bytes of declared files. What is wrong has been found before, in
-``runbook.schema``; only an override of a parameter and a vanished file can still fail here.
+Reads nothing but the bytes of declared files and of the steps' modules. What is wrong has been
+found before, in ``runbook.schema``; only an override of a parameter and a vanished file can still
+fail here.
 """
 
 import copy
@@ -30,6 +31,7 @@ from runbook.schema_models import (
     StepModel,
     seconds,
 )
+from runbook.step_code import code_of
 from runbook.step_params import check_overridden
 
 
@@ -42,7 +44,9 @@ class Resolver:
         slots: Sequence[Slot],
         asked: Sequence[Override],
         environ: Mapping[str, str],
+        folder: Path,
     ) -> None:
+        """``folder`` is the runbook's, where the steps' modules may lie."""
         self.environ = environ
         self.declared_model = runbook.model.model_dump(exclude_none=True)
         self.engine = runbook.engine.model_dump(exclude_none=True)
@@ -50,6 +54,8 @@ class Resolver:
         self._asked = asked
         self._slots = {slot.name: slot for slot in slots}
         self._fingerprints: dict[str, str] = {}
+        self._folder = folder
+        self._codes: dict[str, dict[str, str]] = {}
 
     def planned(self, phase: PhaseModel, step: StepModel) -> PlannedStep:
         """The step, resolved; the steps it reads must have been asked for before."""
@@ -75,6 +81,7 @@ class Resolver:
             adjustments=tuple(_adjustment(a) for a in step.adjustments),
             fingerprint="",
             file_sha256=_hashes(spec, files) if spec else {},
+            code=self._code(step.function),
         )
         return replace(draft, fingerprint=self._fingerprint(draft))
 
@@ -95,6 +102,12 @@ class Resolver:
         declared = spec.model.files if spec.model else {}
         folder = spec.path.parent
         return {n: (folder / expand(text, self.environ)).resolve() for n, text in declared.items()}
+
+    def _code(self, function: str) -> dict[str, str]:
+        """Read once, however many steps a module has."""
+        if function not in self._codes:
+            self._codes[function] = code_of(function, self._folder)
+        return self._codes[function]
 
     def _fingerprint(self, step: PlannedStep) -> str:
         made = step_fingerprint(

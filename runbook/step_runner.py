@@ -37,6 +37,7 @@ class StepRunner:
         clock: Clock,
         watch: Callable[[], float],
         pause: Callable[[float], bool],
+        hurried: Callable[[], bool],
     ) -> None:
         """Nothing is started before the first ``prepare`` or ``run``.
 
@@ -48,6 +49,7 @@ class StepRunner:
             clock: its monotonic time measures the step.
             watch: asked at every tick; the seconds that the child still has.
             pause: asked at every commit, with the seconds the batch took; whether to pause there.
+            hurried: whether an idle child is killed, in place of waiting for its own end.
         """
         self._plan = plan
         self._workspace = workspace
@@ -56,6 +58,7 @@ class StepRunner:
         self._clock = clock
         self._watch = watch
         self._pause = pause
+        self._hurried = hurried
         self._patience = Patience(**plan.watchdog)
         self._worker: Worker | None = None
         self._last_commit = 0.0
@@ -113,7 +116,7 @@ class StepRunner:
 
     def close(self) -> None:
         if self._worker:
-            self._worker.close()
+            self._worker.close(self._hurried)
             self._worker = None
 
     def _commit(self, job: Job, known: dict[str, Committed], batch: Committed) -> bool:

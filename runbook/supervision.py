@@ -3,7 +3,6 @@
 Asked at every tick while a child works, and between the executor's own acts.
 """
 
-import math
 from collections.abc import Callable, Mapping
 
 from runbook.clock import Clock
@@ -57,10 +56,12 @@ class Supervisor:
         self._check_fence = check_fence
         self._terminal = False
         self._signalled: float | None = None
+        self._too_long = ""
+        """Why the next batch would not fit into what may still be spent."""
 
     def begin(self, *, terminal: bool) -> None:
         """The step at hand may, or may not, draw on the budget's reserve. Raises Halt."""
-        self._terminal = terminal
+        self._terminal, self._too_long = terminal, ""
         self._check_budget()
 
     def tell(self, fields: Mapping[str, Json]) -> None:
@@ -70,11 +71,14 @@ class Supervisor:
     def reason(self) -> str:
         """Why the session is to end now, or ''."""
         self._tick()
-        if signal := self._signal():
-            return signal
-        if wish := self._pulse.wish():
-            return f"a person asked for it: {wish}"
-        return ""
+        wish, signal = self._wish_and_signal()
+        return wish or signal
+
+    def hurried(self) -> bool:
+        """Whether the executor was sent a signal: nothing more is waited for that can be spared."""
+        if self._signalled is None and self._signal():
+            self._signalled = self._clock.monotonic()
+        return self._signalled is not None
 
     def trouble(self) -> str:
         """What a GPU reported last; empty where none did."""
@@ -85,14 +89,18 @@ class Supervisor:
         self._tick()
         now = self._clock.monotonic()
         left = self._ledger.deadline - now
-        if self._signal():
-            self._signalled = now if self._signalled is None else self._signalled
+        if self.hurried():
+            assert self._signalled is not None
             left = min(left, self._signalled + GRACE_S - now)
         return left
 
     def pause(self, took_s: float) -> bool:
         """Whether to pause at this commit: the next batch, as long as this one, may not end."""
-        return bool(self.reason()) or self._ledger.deadline - self._clock.monotonic() < took_s
+        stopped = bool(self.reason())
+        left = self._ledger.deadline - self._clock.monotonic()
+        if left < took_s:
+            self._too_long = f"the last batch took {took_s:.0f} s, and {left:.0f} s are left"
+        return stopped or bool(self._too_long)
 
     def check(self) -> None:
         """Raises Halt where the session is to end now."""
@@ -101,17 +109,26 @@ class Supervisor:
                 raise self._spent()
             reason = "rental" if limit == RENTAL else "budget"
             raise Halt(reason, BudgetError.code, f"the meter asked for it: {limit}")
-        if signal := self._signal():
+        wish, signal = self._wish_and_signal()
+        if wish:
+            # Before the signal: after a pause the next machine would go on over it.
+            raise Halt(STOP_REQUESTED, NeedsPersonError.code, wish)
+        if signal:
             raise Halt("paused", PausedError.code, f"{signal}; the same command goes on")
-        if self._pulse.wish():
-            raise Halt(STOP_REQUESTED, NeedsPersonError.code, self.reason())
         self._tick()
 
     def check_pause(self, step: str) -> None:
         """A step paused though no signal was sent. Raises Halt with the cause."""
-        if math.isfinite(self._ledger.deadline):
-            raise self._spent()
+        if self._too_long:
+            spent = self._ledger.exhausted(terminal=self._terminal)
+            raise Halt("budget", BudgetError.code, f"{spent}; {self._too_long}")
         raise Halt("paused", PausedError.code, f"{step} paused itself")
+
+    def _wish_and_signal(self) -> tuple[str, str]:
+        """A person's wish to stop in words, and the signal's name; '' where there is none."""
+        signal = self._signal()
+        wish = self._pulse.wish(fresh=bool(signal))
+        return f"a person asked for it: {wish}" if wish else "", signal
 
     def _check_budget(self) -> None:
         if not self._ledger.lease(terminal=self._terminal):

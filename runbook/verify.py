@@ -6,16 +6,21 @@ superseded one added, files of a step that is being run.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from runbook import artifacts, journal_lines
 from runbook import events as ev
-from runbook.contract import Artifact
+from runbook.contract import Artifact, Json
 from runbook.errors import CorruptError
-from runbook.journal import Before, Epoch, Reading, facts, read_journal
+from runbook.journal import Before, Epoch, Reading, epoch_of, facts, read_journal
+from runbook.journal_lines import DamageError
 from runbook.workspace import Workspace
+
+_NONE = ""
+"""Of a folder that had no marker when its step finished."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +45,10 @@ def verify(workspace: Workspace) -> Verification:
     try:
         reading = read_journal(workspace)
     except CorruptError as error:
-        return Verification((Finding(error.where, f"changed: {error.what}"),), (), 0)
+        damage = Finding(error.where, f"changed: {error.what}")
+        return Verification((damage, *_strange_heads(workspace)), (), 0)
     check = _Check(workspace, reading)
-    findings = tuple(check.run())
+    findings = tuple(dict.fromkeys(check.run()))
     return Verification(findings, tuple(check.notes), check.files)
 
 
@@ -50,15 +56,20 @@ class _Check:
     def __init__(self, workspace: Workspace, reading: Reading) -> None:
         self._workspace = workspace
         self._reading = reading
+        self._markers: Mapping[str, str | None] = {}
         self.notes: list[str] = []
         self.files = 0
 
     def run(self) -> Iterator[Finding]:
         yield from self._journal()
+        yield from self._heads()
         known = facts(self._reading.entries)
+        self._markers = _markers(known)
         yield from self._artifacts(known)
         hashes = {
-            f.path: f.sha256 for f in known if isinstance(f, ev.BatchCommitted | ev.ManifestWritten)
+            f.path: f.sha256
+            for f in known
+            if isinstance(f, ev.BatchCommitted | ev.ManifestWritten) and not _is_marker(f.path)
         }
         damaged = set()
         for path, sha256 in (hashes | self._projections()).items():
@@ -68,7 +79,7 @@ class _Check:
         for fact in known:
             if isinstance(fact, ev.ManifestWritten) and fact.path not in damaged:
                 yield from self._judgement(fact)
-        yield from self._markers(known)
+        yield from self._folders(known)
 
     def _artifacts(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
         """What steps declared; of a path that was made again, the newest."""
@@ -80,21 +91,20 @@ class _Check:
             else:
                 yield from self._artifact(artifact)
 
-    def _markers(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
-        """The ``COMPLETE.json`` of each finished attempt's folder, and all that it lists."""
+    def _folders(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
+        """The ``COMPLETE.json`` of each folder that was declared complete, and all it lists."""
         running = _outputs_in_flux(known)
-        ended = {(f.step, f.attempt) for f in known if isinstance(f, ev.StepFinished)}
-        started = (f for f in known if isinstance(f, ev.StepStarted))
-        outputs = [f.output for f in started if (f.step, f.attempt) in ended]
-        for output in dict.fromkeys(outputs):
-            folder = self._workspace.inside(output)
-            marker = folder / artifacts.COMPLETE
-            if output in running or not marker.is_file():
+        for folder, recorded in self._markers.items():
+            if any(Path(folder).is_relative_to(output) for output in running):
                 continue
-            self.files += 1
-            mine = _files_of_executor(known, output)
-            for name, what in _inside(folder, mine):
-                yield Finding(f"{output}/{name}", what)
+            path = self._workspace.inside(folder)
+            there = (path / artifacts.COMPLETE).is_file()
+            if there and recorded == _NONE:
+                yield Finding(f"{folder}/{artifacts.COMPLETE}", "extra")
+            elif there or recorded:
+                self.files += 1
+                inner = _inside(path, _files_of_executor(known, folder), recorded)
+                yield from (Finding(f"{folder}/{name}", what) for name, what in inner)
 
     def _journal(self) -> Iterator[Finding]:
         """What stands behind the lines that count; the lines themselves were read."""
@@ -109,6 +119,21 @@ class _Check:
                 f"{self._name(epochs[-1].path)}: its writer did not end it, so lines behind the "
                 "newest pinned one could be cut off unnoticed until the session is resumed"
             )
+
+    def _heads(self) -> Iterator[Finding]:
+        """Each epoch's HEAD names a line of that epoch, in its writer's spelling."""
+        for epoch in self._reading.epochs:
+            self.files += 1
+            path = self._workspace.head(epoch.number)
+            # Before the lines: a writer at work adds some meanwhile.
+            head = path.read_bytes() if path.is_file() else None
+            data = epoch.path.read_bytes()
+            newest = epoch is self._reading.epochs[-1]
+            lines, _ = journal_lines.parse(data if newest else data[: epoch.length])
+            if head is None and len(lines) > 1:
+                yield Finding(self._name(path), "missing")
+            elif head is not None and head not in _heads_of(epoch.number, lines):
+                yield Finding(self._name(path), "changed")
 
     def _behind(self, epoch: Epoch, found: Before | None) -> Iterator[Finding]:
         name = self._name(epoch.path)
@@ -152,7 +177,7 @@ class _Check:
         self.files += 1
         if artifacts.sha256_tree(path) == artifact.sha256:
             return
-        inner = list(_inside(path, frozenset()))
+        inner = list(_inside(path, frozenset(), self._markers.get(artifact.path)))
         self.files += len(inner)
         if not inner:
             yield Finding(artifact.path, "changed: the folder's files are not those committed")
@@ -192,11 +217,53 @@ def _outputs_in_flux(known: tuple[ev.Event, ...]) -> set[str]:
     return set(open_outputs.values())
 
 
+def _heads_of(epoch: int, lines: list[journal_lines.Line]) -> Iterator[bytes]:
+    """What a HEAD may hold, the newest line's first."""
+    for line in reversed(lines):
+        head = {"epoch": epoch, "seq": line.record["seq"], "sha256": line.sha256}
+        yield artifacts.indented_json(head).encode()
+
+
+def _strange_heads(workspace: Workspace) -> Iterator[Finding]:
+    """Each HEAD that names no line of its epoch, where the journal is refused for one of both."""
+    with suppress(OSError):
+        for path in sorted(workspace.hidden.iterdir()):
+            number = epoch_of(path.name)
+            if number is None or path != workspace.head(number):
+                continue
+            with suppress(OSError, DamageError):
+                lines, _ = journal_lines.parse(workspace.segment(number).read_bytes())
+                if path.read_bytes() not in _heads_of(number, lines):
+                    yield Finding(workspace.relative(path), "changed, or the journal beside it")
+
+
+def _is_marker(path: str) -> bool:
+    return PurePosixPath(path).name == artifacts.COMPLETE
+
+
+def _markers(known: tuple[ev.Event, ...]) -> dict[str, str | None]:
+    """Folder -> hash of its ``COMPLETE.json``; ``_NONE``: it had none. None: not on record."""
+    found: dict[str, str | None] = {}
+    outputs: dict[str, str] = {}
+    for fact in known:
+        match fact:
+            case ev.StepStarted():
+                outputs[fact.step] = fact.output
+            case ev.StepFinished(markers=None):
+                found[outputs[fact.step]] = None
+            case ev.StepFinished(markers=dict() as markers):
+                folders = [outputs[fact.step], *(a.path for a in fact.artifacts)]
+                found |= {folder: markers.get(folder, _NONE) for folder in folders}
+            case ev.BatchCommitted() if _is_marker(fact.path):
+                found[str(PurePosixPath(fact.path).parent)] = fact.sha256
+    return found
+
+
 def _lines_in(data: bytes) -> int:
     """How many lines of a journal these bytes are, the last one perhaps torn; 0: none."""
     try:
         return len(journal_lines.parse(data)[0])
-    except journal_lines.DamageError:
+    except DamageError:
         return 0
 
 
@@ -215,23 +282,38 @@ def _files_of_executor(known: tuple[ev.Event, ...], output: str) -> frozenset[st
     return frozenset(name for path in judged for name in (path.name, f"{path.stem}.txt"))
 
 
-def _inside(folder: Path, added: frozenset[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong in a folder, by its ``COMPLETE.json``; ``added`` may be there besides."""
-    try:
-        data = (folder / artifacts.COMPLETE).read_bytes()
-        document = json.loads(data)
-        declared = dict(document["files"])
-        whole = artifacts.indented_json(document).encode() == data
-    except (OSError, ValueError, KeyError, TypeError):
-        whole, declared = False, {}
-    if not whole:
-        yield artifacts.COMPLETE, "missing or changed"
+def _inside(folder: Path, added: frozenset[str], recorded: str | None) -> Iterator[tuple[str, str]]:
+    """What is wrong in a folder, by its ``COMPLETE.json``.
+
+    Args:
+        folder: that was declared complete.
+        added: names that may be there besides.
+        recorded: the marker's hash; None where the journal does not have it.
+    """
+    marker = folder / artifacts.COMPLETE
+    data = marker.read_bytes() if marker.is_file() else b""
+    declared = _declared(data)
+    if declared is None or (recorded and artifacts.sha256_bytes(data) != recorded):
+        yield artifacts.COMPLETE, "changed" if marker.is_file() else "missing"
         return
     there = artifacts.names(folder)
+    now = {}
     for name, entry in declared.items():
         if name not in there:
             yield name, "missing"
-        elif artifacts.sha256_file(folder / name) != entry.get("sha256"):
-            yield name, f"changed, or {artifacts.COMPLETE} beside it"
+            continue
+        now[name] = artifacts.measured(folder / name)
+        if now[name] != entry:
+            yield name, "changed" if recorded else f"changed, or {artifacts.COMPLETE} beside it"
     extra = sorted(there - declared.keys() - added)
     yield from ((name, "extra") for name in extra)
+    if now == declared and artifacts.marker_of(now) != data:
+        yield artifacts.COMPLETE, "changed"
+
+
+def _declared(data: bytes) -> dict[str, Json] | None:
+    """The files that a marker lists; None: it is none."""
+    try:
+        return dict(json.loads(data)["files"])
+    except (ValueError, KeyError, TypeError):
+        return None

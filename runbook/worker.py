@@ -198,7 +198,8 @@ def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:
     return {
         "what": f"{type(error).__name__}: {error}",
         "where": f"{frames[-1].filename}:{frames[-1].lineno}" if frames else job.function,
-        "fix": f"read {job.log}, mend the step, and run the same command",
+        "fix": f"read {job.log}, mend the step, and run the same command, with --accept-changes "
+        "REASON where that changed its code",
         "code": PhaseError.code,
         "traceback": tail,
     }

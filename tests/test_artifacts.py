@@ -240,3 +240,13 @@ def test_what_a_killed_writer_renamed_is_made_durable(
     artifacts.settle(tmp_path)
 
     assert sorted(synced) == [tmp_path, tmp_path / "sub"]
+
+
+def test_a_folder_in_a_files_place_is_told_of(tmp_path: Path) -> None:
+    """Nothing is taken away, and nothing half written is left."""
+    (tmp_path / "report.md").mkdir()
+
+    with pytest.raises(NeedsPersonError, match="a folder stands in the file's place"):
+        artifacts.write_text(tmp_path / "report.md", "told")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["report.md"]

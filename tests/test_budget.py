@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import cycle, pairwise
 from unittest.mock import Mock
 
 import pytest
@@ -44,18 +44,29 @@ class Book:
         self.ledger = ledger
         return ledger
 
+    def add(self, fact: ev.Event) -> None:
+        self.facts.append(fact)
+
+    def supervise(self) -> Supervisor:
+        """A supervisor of the executor that began last, whose wall clock jumps at each look."""
+        jumps = cycle((1.8e9, 1.8e9 + 30 * 24 * HOUR, 0.0))
+        clock = Clock(wall=lambda: next(jumps), monotonic=lambda: self.now)
+        pulse = Mock(spec=Pulse, **{"wish.return_value": ""})
+        return Supervisor(clock, str, pulse, self.ledger, Mock(spec=Metering), check_fence=Mock())
+
 
 def test_a_lease_never_reaches_beyond_the_limit() -> None:
     """The last slice is what is left, and behind it there is none."""
     book = Book(Limits(wall_clock_s=500.0))
 
     assert book.ledger.lease()
-    assert math.isinf(book.ledger.deadline)
+    assert book.ledger.deadline == 500.0
     book.now = 200.0
     assert book.ledger.lease()
     book.now = 360.0
     assert book.ledger.lease()
 
+    assert spent(book.facts).seconds == 500.0
     assert book.ledger.deadline == 500.0
     book.now = 500.0
     assert not book.ledger.lease()
@@ -72,6 +83,31 @@ def test_a_killed_executors_lease_is_spent_whole() -> None:
 
     assert spent(book.facts).seconds == LEASE_S
     assert book.ledger.seconds_left(terminal=True) == 1000.0 - LEASE_S
+
+
+@pytest.mark.parametrize(
+    ("limits", "charged"),
+    [
+        ({"wall_clock_s": 1000.0, "reserve_s": 100.0}, 1000.0),
+        ({"usd": 2.0, "usd_per_hour": 2.0}, HOUR),
+        ({"wall_clock_s": 250.0}, LEASE_S + 20.0),
+        ({}, LEASE_S + 20.0),
+    ],
+)
+def test_an_executor_that_hung_until_a_limit_spent_what_was_left(
+    limits: dict[str, float], charged: float
+) -> None:
+    """All of the limit that held then, and what a raised one allows is still there."""
+    book = Book(Limits(wall_clock_s=9000.0))
+    book.facts[:] = [ev.SessionResumed(limits), ev.TimeLeased(20.0, LEASE_S)]
+    ledger = Ledger(book.ledger.limits, Clock(monotonic=lambda: 0.0), lambda: book.facts, book.add)
+
+    for _ in range(2):
+        ledger.charge_to_the_limit()
+    book.add(ev.SessionResumed())
+
+    assert spent(book.facts).seconds == pytest.approx(charged)
+    assert ledger.seconds_left(terminal=True) == pytest.approx(9000.0 - charged)
 
 
 def test_a_settled_lease_costs_what_was_used() -> None:
@@ -100,9 +136,7 @@ def test_the_terminal_reserve_is_for_terminal_steps_alone() -> None:
 def test_no_step_begins_without_a_lease() -> None:
     """What a step may take is on record before it starts; with nothing left it does not."""
     book = Book(Limits(wall_clock_s=100.0))
-    clock = Clock(monotonic=lambda: book.now)
-    pulse, metering = Mock(spec=Pulse), Mock(spec=Metering)
-    supervisor = Supervisor(clock, str, pulse, book.ledger, metering, check_fence=Mock())
+    supervisor = book.supervise()
 
     supervisor.begin(terminal=False)
     assert book.facts[-1] == ev.TimeLeased(0.0, 100.0)
@@ -110,6 +144,68 @@ def test_no_step_begins_without_a_lease() -> None:
     book.now = 100.0
     with pytest.raises(Halt, match="100 s of 100 s spent"):
         supervisor.begin(terminal=False)
+
+
+def test_a_step_does_not_take_what_only_terminal_ones_may() -> None:
+    """A retry behind a failed evaluation that drew on the reserve does not begin."""
+    book = Book(Limits(wall_clock_s=3600.0, reserve_s=600.0))
+    supervisor = book.supervise()
+    supervisor.begin(terminal=False)
+    book.now = 2940.0
+    supervisor.begin(terminal=True)
+    book.now = 3040.0
+    supervisor.watch()
+    assert spent(book.facts).seconds > book.now
+
+    with pytest.raises(Halt, match="600 s of it held back") as halt:
+        supervisor.begin(terminal=False)
+
+    assert halt.value.reason == "budget"
+    assert supervisor.watch() <= 0.0
+    assert spent(book.facts).seconds == book.now
+
+
+def test_an_executor_that_slept_through_its_lease_has_no_time_left() -> None:
+    """Stopped until beyond its limit, it is at its deadline, and what it slept is on record."""
+    book = Book(Limits(wall_clock_s=3600.0, reserve_s=600.0))
+    supervisor = book.supervise()
+    supervisor.begin(terminal=False)
+    book.now = 3020.0
+
+    assert supervisor.watch() <= 0.0
+    assert supervisor.pause(0.0) is False
+    assert supervisor.pause(0.1) is True
+    assert spent(book.facts).seconds == 3020.0
+    assert spent(book.facts[:-1]).seconds <= 3000.0
+    with pytest.raises(Halt, match="the last batch took 0 s, and 0 s are left"):
+        supervisor.check_pause("a")
+
+
+def test_a_batch_that_cannot_end_in_time_is_not_begun() -> None:
+    """However far the limit: a batch as long as the last one must fit into what is left."""
+    book = Book(Limits(wall_clock_s=5000.0))
+    supervisor = book.supervise()
+    supervisor.begin(terminal=False)
+    book.now = 2000.0
+    assert not supervisor.pause(2000.0)
+    book.now = 4000.0
+
+    assert supervisor.pause(2000.0)
+    with pytest.raises(Halt, match="the last batch took 2000 s, and 1000 s are left") as halt:
+        supervisor.check_pause("a")
+    assert halt.value.exit_code == 4
+
+
+def test_a_step_that_pauses_itself_is_no_matter_of_the_budget() -> None:
+    """Where time is left for a batch like the last, a pause is the step's own."""
+    book = Book(Limits(wall_clock_s=5000.0))
+    supervisor = book.supervise()
+    supervisor.begin(terminal=False)
+    assert not supervisor.pause(100.0)
+
+    with pytest.raises(Halt, match="a paused itself") as halt:
+        supervisor.check_pause("a")
+    assert halt.value.exit_code == 75
 
 
 @pytest.mark.parametrize(
@@ -230,3 +326,90 @@ def test_spend_never_goes_down_but_by_settling(limits: Limits, acts: list[str]) 
         assert after.review_usd >= before.review_usd
         gives_back = isinstance(fact, ev.TimeLeased)
         assert gives_back or after.seconds >= before.seconds
+
+
+class Life:
+    """Executors one after another, as a supervisor moves them, and what they really used."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.book = Book(limits)
+        self._limits = limits
+        self._supervisor = self.book.supervise()
+        self._began = self._paid = 0.0
+
+    @property
+    def used(self) -> float:
+        """Seconds, of all executors; a killed one's as its lease says."""
+        return self._paid + self.book.now - self._began
+
+    def cap(self, *, terminal: bool) -> float:
+        return seconds_left(self._limits, Spent(), terminal=terminal)
+
+    def next_executor(self, *, settles: bool) -> None:
+        if settles:
+            self.book.ledger.settle()
+            self.check(terminal=True)
+        self._paid, self._began = spent(self.book.facts).seconds, self.book.now
+        self.book.begin()
+        self._supervisor = self.book.supervise()
+
+    def step(self, *, terminal: bool, work_s: float, asleep_s: float) -> None:
+        """A step that is stopped for a while in its middle, and killed when its time is over."""
+        left = self.cap(terminal=terminal) - self.used
+        if abs(left) <= NEAR:
+            return
+        if left <= NEAR:
+            with pytest.raises(Halt, match="spent"):
+                self._supervisor.begin(terminal=terminal)
+            self.check(terminal=terminal)
+            return
+        self._supervisor.begin(terminal=terminal)
+        self.check(terminal=terminal)
+        self._work(work_s / 2, terminal=terminal)
+        self.book.now += asleep_s
+        self._work(work_s / 2, terminal=terminal)
+
+    def _work(self, seconds: float, *, terminal: bool) -> None:
+        end = self.book.now + seconds
+        while (left := self._supervisor.watch()) > NEAR and self.book.now < end:
+            self.check(terminal=terminal)
+            self.book.now = min(end, self.book.now + min(left, 20.0))
+        self.check(terminal=terminal)
+
+    def check(self, *, terminal: bool) -> None:
+        """Nothing is reserved beyond what the work at hand may take; nothing used is left out."""
+        on_record = spent(self.book.facts).seconds
+        assert on_record <= max(self.cap(terminal=terminal), self.used) + NEAR
+        assert on_record >= self.used - 1.0 - NEAR
+        limited = math.isfinite(self.cap(terminal=terminal))
+        assert math.isfinite(self.book.ledger.deadline) is limited
+
+
+NEAR = 1e-6
+STEPS = st.tuples(st.booleans(), st.floats(0, 1500), st.just(0.0) | st.floats(0, 3000))
+
+
+@given(
+    limits=LIMITS.filter(lambda limits: seconds_left(limits, Spent(), terminal=False) > 0),
+    acts=st.lists(STEPS | st.sampled_from(["kill", "settle"]), max_size=9),
+)
+def test_no_order_of_steps_and_stops_takes_what_it_may_not(
+    limits: Limits, acts: list[tuple[bool, float, float] | str]
+) -> None:
+    """Over terminal and other steps, long stops, kills and resumes each limit and reserve holds."""
+    life = Life(limits)
+    slept = 0.0
+    for act in acts:
+        before = life.used
+        match act:
+            case (terminal, work_s, asleep_s):
+                life.step(terminal=terminal, work_s=work_s, asleep_s=asleep_s)
+                slept = max(slept, asleep_s)
+                may = max(before, life.cap(terminal=terminal))
+                assert life.used <= may + asleep_s + NEAR
+            case how:
+                life.next_executor(settles=how == "settle")
+
+    most = max(life.cap(terminal=True), 0.0) + slept + NEAR
+    totals = [spent(life.book.facts[:n]).seconds for n in range(len(life.book.facts) + 1)]
+    assert all(total <= most for total in totals)

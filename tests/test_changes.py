@@ -18,11 +18,18 @@ from hypothesis import strategies as st
 
 from runbook import events as ev
 from runbook import machine as m
+from runbook.artifacts import sha256_file
 from runbook.changes import Acceptance, Comparison, Fate, agree, compare_plan
 from runbook.contract import Criterion, Decision, Gate, Json, Range
 from runbook.errors import ConfigError
 from runbook.executor import Seams, run_session
-from runbook.fingerprint import fingerprint, plan_document, recorded_plan, step_fingerprint
+from runbook.fingerprint import (
+    changed_fields,
+    fingerprint,
+    plan_document,
+    recorded_plan,
+    step_fingerprint,
+)
 from runbook.journal import facts, read_entries
 from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.report.markdown import render_report
@@ -30,6 +37,7 @@ from runbook.report.view import SessionView, build_view
 from runbook.review import record_decision
 from runbook.schema import load_plan
 from runbook.state import Status
+from runbook.step_code import code_of
 from runbook.testing import generations, make_plan, make_step, simple_gates
 from runbook.verify import verify
 from runbook.workspace import Workspace
@@ -236,14 +244,16 @@ def test_bytes_of_a_declared_file_are_an_input(workspace: Workspace, tmp_path: P
     """Where the held-out set or the prompts changed, the steps that name the file are redone."""
     path = tmp_path / "held_out.jsonl"
 
-    def plan(sha256: str) -> Plan:
+    def plan(text: str) -> Plan:
+        path.write_text(text)
         named = {"params": {"held_out": str(path)}, "files": {"held_out": path}}
-        steps = (make_step("a"), make_step("b", **named, file_sha256={"held_out": sha256}))
+        hashes = {"held_out": sha256_file(path)}
+        steps = (make_step("a"), make_step("b", **named, file_sha256=hashes))
         return identified(make_plan(*steps))
 
-    execute(plan("0" * 64), workspace)
+    execute(plan("old"), workspace)
 
-    found = compare_plan(plan("1" * 64), known(workspace))
+    found = compare_plan(plan("new"), known(workspace))
 
     assert fates(found) == {"a": "reuse", "b": "invalidated"}
     assert found.fields[0].startswith("steps.b.params.held_out.sha256: ")
@@ -530,6 +540,268 @@ def test_a_sharded_step_is_told_by_shards() -> None:
     assert shards({"shards": 3, "rows": 2}) == [(1, 1, "reuse"), (2, 3, "redo")]
     assert shards({"shards": 4, "rows": 2}) == [(1, 3, "invalidated"), (4, 4, "redo")]
     assert shards({"shards": 2, "rows": 3}) == [(1, 2, "invalidated")]
+
+
+STEP = """from runbook.artifacts import complete_directory, describe, write_text
+from runbook.contract import PhaseResult
+from runbook.testing import fake_phase
+
+def run(request):
+    made = fake_phase(request)
+    if "file" in request.params:
+        with open(request.params["file"]) as file:
+            write_text(request.output / "copy.txt", file.read())
+        complete_directory(request.output)
+        copied = describe("copy", request.output / "copy.txt", request.workspace)
+        return PhaseResult(artifacts=(*made.artifacts, copied))
+    return made
+"""
+
+
+def coded(folder: Path, **params: Json) -> Path:
+    """A runbook of ``a`` and ``c``, by the module ``first``, and between them ``b`` by ``second``.
+
+    ``b`` reads a file, and has these parameters.
+    """
+    path = write_runbook(folder, 0.5, 2, more=("c",))
+    if not (folder / "first.py").exists():
+        for name in ("first", "second"):
+            (folder / f"{name}.py").write_text(STEP)
+        (folder / "file.txt").write_text("as planned")
+    spec = {"spec": 1, "params": params, "files": {"file": "file.txt"}}
+    (folder / "b.yaml").write_text(json.dumps(spec))
+    document = json.loads(path.read_text())
+    for step, module in zip(
+        document["phases"][0]["steps"], ("first", "second", "first"), strict=True
+    ):
+        step["function"] = f"{module}:run"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def edit(path: Path) -> None:
+    path.write_text(f"{path.read_text()}# other code\n")
+
+
+PAUSE = {"kind": "pause", "at": 1}
+
+
+def test_changed_code_is_refused_and_then_makes_what_had_begun_anew(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """No attempt holds records of two codes; what passed before stays as it is."""
+    spec = coded(tmp_path, trouble=PAUSE)
+    assert execute(load_plan(spec), workspace) == 75
+    before = dataset(workspace, "a"), workspace.segment(1).read_bytes()
+    edit(tmp_path / "second.py")
+
+    with pytest.raises(
+        ConfigError, match="yaml: the source of second, run by b, changed"
+    ) as refused:
+        execute(load_plan(spec), workspace)
+
+    assert f"runbook run {spec} --workspace" in refused.value.fix
+    assert "--accept-changes REASON" in refused.value.fix
+    assert workspace.segment(1).read_bytes() == before[1]
+    found = compare_plan(load_plan(spec), known(workspace))
+    assert fates(found) == {"a": "reuse", "b": "invalidated", "c": "redo"}
+    assert found.steps[1].fields == found.fields
+    assert found.fields[0].startswith("steps.b.code.second: ")
+    assert execute(load_plan(spec), workspace, ACCEPTED) == 75
+    assert execute(load_plan(spec), workspace) == 0
+    assert starts(workspace) == [("a", 1), ("b", 1), ("b", 2), ("b", 2), ("c", 1)]
+    assert dataset(workspace, "a") == before[0]
+    made = [f for f in known(workspace) if isinstance(f, ev.StepStarted) and f.step == "b"]
+    assert made[0].code != made[1].code == {"second": sha256_file(tmp_path / "second.py")}
+    assert made[1].code == made[2].code
+    assert ("b", 2, "0000") in generations(workspace.root)
+    assert not verify(workspace).findings
+
+
+def test_what_passed_stays_under_changed_code(workspace: Workspace, tmp_path: Path) -> None:
+    """It is shown as made with earlier code; an attempt of another module goes on where it was."""
+    spec = coded(tmp_path, trouble=PAUSE)
+    assert execute(load_plan(spec), workspace) == 75
+    earlier = sha256_file(tmp_path / "first.py")
+    edit(tmp_path / "first.py")
+
+    found = compare_plan(load_plan(spec), known(workspace))
+
+    assert fates(found) == {"a": "reuse", "b": "redo", "c": "redo"}
+    assert [change.earlier_code for change in found.steps] == [("first",), (), ()]
+    assert found.code == {"first": ("a", "c")}
+    assert execute(load_plan(spec), workspace, ACCEPTED) == 0
+    assert starts(workspace) == [("a", 1), ("b", 1), ("b", 1), ("c", 1)]
+    assert [key for step, _, key in generations(workspace.root) if step == "b"].count("0000") == 1
+    codes = {
+        path.parent.name[0]: json.loads(path.read_text())["code"]
+        for path in workspace.artifacts.glob("*/manifest.json")
+    }
+    assert codes["a"] == {"first": earlier}
+    assert codes["c"] == {"first": sha256_file(tmp_path / "first.py")}
+    later = compare_plan(load_plan(spec), known(workspace)).steps[0]
+    assert (later.fate, later.earlier_code) == (Fate.REUSE, ("first",))
+
+
+def test_a_mended_step_goes_on_with_an_acceptance(tmp_path: Path, capfd: Capture) -> None:
+    """After its own error each command says what to add; nothing that passed is made again."""
+    place = tmp_path / "ws"
+    spec = coded(tmp_path)
+    good = (tmp_path / "second.py").read_text()
+    (tmp_path / "second.py").write_text(good.replace("    made =", "    1 / 0\n    made ="))
+
+    failed = call(capfd, "run", spec, "--workspace", place)
+    report = (place / "report.md").read_text("utf-8")
+    (tmp_path / "second.py").write_text(good)
+    refused = call(capfd, "run", spec, "--workspace", place)
+    shown = call(capfd, "plan", spec, "--workspace", place)
+    rows = call(capfd, "plan", spec, "--workspace", place, "--json").lines
+    mended = call(capfd, "resume", "--workspace", place, "--accept-changes", "mended")
+
+    assert failed.code == 1
+    assert "with --accept-changes REASON where that changed its code" in failed.err
+    assert "or a step's code, add --accept-changes REASON" in failed.err
+    assert "none of it again, unless the code of b is changed." in report
+    assert refused.code == 2
+    assert "the source of second, run by b, changed since this session began\n" in refused.err
+    table = [line.split() for line in shown.err.splitlines()]
+    assert any(row[:2] == ["a", "reuse"] for row in table)
+    assert any(row[:3] == ["b", "invalidated", "steps.b.code.second:"] for row in table)
+    assert rows[1]["code"] == {"second": sha256_file(tmp_path / "second.py")}
+    assert rows[1]["change"]["fate"] == "invalidated"
+    assert mended.code == 0
+    assert starts(Workspace.at(place)) == [("a", 1), ("b", 1), ("b", 2), ("c", 1)]
+
+
+def test_a_gate_that_waits_begins_anew_under_changed_code(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A step that was judged and did not pass is not done, so its mended code runs it again."""
+    spec = coded(tmp_path)
+    strict = json.loads((tmp_path / "a.yaml").read_text())
+    strict["gate"]["criteria"][0]["at_least"] = 0.7
+    (tmp_path / "a.yaml").write_text(json.dumps(strict))
+    assert execute(load_plan(spec), workspace) == 3
+    edit(tmp_path / "first.py")
+
+    assert fates(compare_plan(load_plan(spec), known(workspace)))["a"] == "invalidated"
+    assert execute(load_plan(spec), workspace, ACCEPTED) == 3
+    assert starts(workspace) == [("a", 1), ("a", 2)]
+
+
+def test_a_plan_recorded_without_code_agrees_with_any(workspace: Workspace) -> None:
+    """Sessions begun before code was an input go on as they are; other fields still count."""
+    execute(chain(), workspace)
+
+    def with_code(plan: Plan, code: Mapping[str, str]) -> Plan:
+        return identified(replace(plan, steps=tuple(replace(s, code=code) for s in plan.steps)))
+
+    code = code_of("runbook.testing:fake_phase", workspace.root)
+    now = with_code(chain(), code)
+
+    assert now.fingerprint != chain().fingerprint
+    assert compare_plan(now, known(workspace)).fields == ()
+    assert changed_fields(plan_document(chain()), plan_document(now)) == ()
+    assert execute(now, workspace) == 0
+    with pytest.raises(ConfigError, match="nothing changed since the plan on record"):
+        execute(now, workspace, ACCEPTED)
+    changed = with_code(chain(b={"rows": 3}), code)
+    with pytest.raises(
+        ConfigError, match=r"the runbook changed .* steps\.b\.params\.rows: 2 -> 3\n"
+    ):
+        execute(changed, workspace)
+    assert execute(changed, workspace, ACCEPTED) == 0
+    with pytest.raises(ConfigError, match=r"the source of .*, run by a, b, c, changed"):
+        execute(with_code(chain(b={"rows": 3}), dict.fromkeys(code, "0" * 64)), workspace)
+
+
+def test_a_second_look_is_never_of_other_code_than_the_first() -> None:
+    """A changed gate that may ask for more has a step of earlier code made anew, not extended."""
+
+    def plan(code: str, *, extend: Mapping[str, Json] | None, at_least: float) -> Plan:
+        asked = replace(gate(at_least), extend=extend)
+        step = make_step("a", gate=asked, params={"metrics": {"m": 0.9}}, code={"m": code})
+        return identified(make_plan(step))
+
+    begun = (
+        ev.SessionStarted(
+            "r", "", "n", "", (), plan_document(plan("1", extend=None, at_least=0.5)), {}
+        ),
+        ev.StepStarted("a", 1, 1, {}, "artifacts/a", "t", {"m": "1"}),
+        *finished("a")[1:],
+    )
+    more = {"batches": 4}
+
+    def fate(code: str, extend: Mapping[str, Json] | None) -> Fate:
+        return compare_plan(plan(code, extend=extend, at_least=0.6), begun).steps[0].fate
+
+    assert fate("1", more) is Fate.REJUDGE
+    assert fate("2", None) is Fate.REJUDGE
+    assert fate("2", more) is Fate.INVALIDATED
+
+
+def meddle_with(folder: Path, how: str) -> None:
+    path = folder / "file.txt"
+    if how == "code":
+        edit(folder / "second.py")
+    elif how == "changed":
+        path.write_text("otherwise")
+    else:
+        path.unlink()
+    if how == "pipe":
+        os.mkfifo(path)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("how", ["changed", "missing", "pipe", "code"])
+def test_an_input_changed_while_an_earlier_step_ran_is_not_read(
+    workspace: Workspace, tmp_path: Path, how: str
+) -> None:
+    """The session stops for a person and names it; restored, the same command goes on."""
+    spec = coded(tmp_path)
+    kept = {name: (tmp_path / name).read_bytes() for name in ("file.txt", "second.py")}
+
+    told: list[Json] = []
+
+    def meddle(progress: Mapping[str, Json]) -> None:
+        if progress.get("step") == "a" and not told:
+            meddle_with(tmp_path, how)
+        told.append(progress)
+
+    assert execute(load_plan(spec), workspace, on_progress=meddle) == 3
+
+    stop = view(workspace).outcome
+    named = "the source of second" if how == "code" else f"{tmp_path / 'file.txt'}, its file file,"
+    assert stop.reason == "changed input"
+    assert stop.detail.startswith(f"b: {named}")
+    assert "restore it" in stop.detail
+    report = workspace.report.read_text("utf-8")
+    assert "is not the one that was planned with" in report
+    assert "--accept-changes REASON" in report
+    assert starts(workspace) == [("a", 1)]
+    (tmp_path / "file.txt").unlink(missing_ok=True)
+    for name, data in kept.items():
+        (tmp_path / name).write_bytes(data)
+    assert execute(load_plan(spec), workspace) == 0
+    assert next(workspace.artifacts.glob("b_*/copy.txt")).read_text() == "as planned"
+
+
+def test_a_file_changed_under_way_can_be_accepted(workspace: Workspace, tmp_path: Path) -> None:
+    """The next run says which field changed, and with a reason reads the file as it is now."""
+    spec = coded(tmp_path)
+
+    def meddle(progress: Mapping[str, Json]) -> None:
+        if progress.get("step") == "a":
+            (tmp_path / "file.txt").write_text("otherwise")
+
+    assert execute(load_plan(spec), workspace, on_progress=meddle) == 3
+    with pytest.raises(ConfigError, match=r"steps\.b\.params\.file\.sha256: "):
+        execute(load_plan(spec), workspace)
+
+    assert execute(load_plan(spec), workspace, ACCEPTED) == 0
+
+    assert next(workspace.artifacts.glob("b_*/copy.txt")).read_text() == "otherwise"
+    assert starts(workspace) == [("a", 1), ("b", 1), ("c", 1)]
 
 
 def edited(plan: Plan, edits: Mapping[str, Json]) -> Plan:

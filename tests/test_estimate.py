@@ -15,10 +15,14 @@ from runbook import estimate as e
 from runbook.budget import Limits, Spent
 from runbook.contract import Json
 from runbook.estimate import Estimate, Fit, Interval, Run, Work
-from runbook.events import StepFinished
+from runbook.events import BatchCommitted, Event, SessionStarted, StepFinished, StepStarted
 from runbook.executor import Seams, run_session
 from runbook.fingerprint import plan_document
+from runbook.journal import Entry
 from runbook.plan import Plan
+from runbook.report import spending
+from runbook.report.session import SessionView
+from runbook.report.view import build_view
 from runbook.testing import make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
 
@@ -259,6 +263,94 @@ def test_a_sum_with_an_unmeasured_step_has_no_upper_end() -> None:
     assert e.total([known, known]) == Interval(20.0, 40.0)
     assert e.total([known, unknown]) == Interval(10.0, None)
     assert e.total([]) == Interval(0.0, 0.0)
+
+
+def test_other_parameters_say_nothing_of_a_sum() -> None:
+    """A step that ran here with other parameters alone is as little known as one that never ran."""
+    known = Estimate("a", Interval(10.0, 20.0), 2, same_params=True)
+    other = Estimate("b", Interval(1.0, 2.0), 9, same_params=False)
+
+    assert e.total([known, other]) == Interval(10.0, None)
+    limits = Limits(wall_clock_s=9999.0, usd_per_hour=3600.0)
+    told = spending.ahead([other], e.total([other]), limits)
+    assert told == "not known; measured with other parameters alone: b (1 s to 2 s)"
+    (line,) = spending.projected(e.project(limits, Spent(seconds=5.0), e.total([other])))
+    assert line == "wall clock: at least 5 s of 2 h 46 min: not known"
+
+
+@pytest.mark.parametrize(
+    ("high", "same", "expected"),
+    [
+        (20.0, False, Interval(6.0, None)),
+        (None, False, Interval(6.0, None)),
+        (20.0, True, Interval(6.0, 24.0)),
+        (900.0, True, Interval(6.0, 884.0)),
+    ],
+)
+def test_a_step_at_work_is_projected_from_its_own_pace(
+    high: float | None, same: bool, expected: Interval
+) -> None:
+    """Three units of 4 s are left; above, only former runs of the same work bound it."""
+    whole = Estimate("a", Interval(0.0, high), 2, same_params=same)
+
+    found = e.at_pace(whole, 4, 7, 4.0)
+
+    assert (found.seconds, found.at_pace) == (expected, True)
+    assert e.total([found]) == expected
+
+
+def view_at_work(*commits: float, wall_clock_s: float = 600.0) -> SessionView:
+    """Step ``a`` at work, a batch committed at each of these seconds; ``b`` is to come."""
+    plan = make_plan(make_step("a"), make_step("b"), model={"name": "tiny"})
+    known = ("20260101_000000", str(plan.runbook), plan.name, plan.fingerprint, plan.overrides)
+    begun = SessionStarted(*known, plan_document(plan), {}, {"wall_clock_s": wall_clock_s})
+    facts: list[tuple[float, Event]] = [(0.0, begun), (0.0, StepStarted("a", 1, 1, {}, "o", ""))]
+    facts += [(at, BatchCommitted("a", 1, f"k{at}", "p", "0" * 64, 1)) for at in commits]
+    wall = "2026-01-01T00:00:00+00:00"
+    return build_view(
+        [Entry(i, 1, wall, at, fact.to_body(), "0" * 64) for i, (at, fact) in enumerate(facts)]
+    )
+
+
+def test_what_a_step_tells_of_itself_outdoes_the_history() -> None:
+    """100 s to begin and 10 s a batch: 100 more are 500 s at the least, and 600 s may not last."""
+    plan = make_plan(make_step("a"), make_step("b"), model={"name": "tiny"})
+    remember(plan, 20.0, 22.0)
+    view = view_at_work(100.0, 110.0, 120.0)
+    told = {"step": "a", "attempt": 1, "done": 3, "total": 103}
+
+    before = spending.outlook(view, e.read_history())
+    now = spending.outlook(view, e.read_history(), told)
+
+    assert before.limits[0].fit is Fit.FITS
+    assert (now.limits[0].used.low, now.limits[0].fit) == (520.0, Fit.MAY_NOT)
+    assert "; a at its own pace" in now.lines[0]
+    assert spending.outlook(view, (), told).limits[0].fit is Fit.UNKNOWN
+    short = spending.outlook(view_at_work(100.0, 110.0, 120.0, wall_clock_s=499.0), (), told)
+    assert short.limits[0].fit is Fit.NOT
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        {"step": "b"},
+        {"attempt": 2},
+        {"done": 40},
+        {"done": 0},
+        {"done": "3"},
+        {"done": float("nan")},
+        {"total": 2},
+        {"total": None},
+    ],
+)
+def test_progress_that_counts_no_batches_of_this_run_projects_nothing(told: Json) -> None:
+    """Optimizer steps, another step's message and nonsense are no batches of the step at hand."""
+    view = view_at_work(100.0, 110.0, 120.0)
+
+    found = spending.outlook(view, (), {"step": "a", "attempt": 1, "done": 3, "total": 103, **told})
+
+    assert found.lines == ()
+    assert not any(step.at_pace for step in found.steps)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
@@ -29,10 +30,12 @@ from runbook.contract import (
     Range,
     ReviewRequest,
 )
-from runbook.errors import ConfigError, CorruptError, LockedError
+from runbook.control import record_stop
+from runbook.errors import ConfigError, CorruptError, LockedError, NeedsPersonError
 from runbook.executor import Seams, run_session
 from runbook.journal import batches, facts, read_entries
 from runbook.manifest import provenance
+from runbook.owner import process_start
 from runbook.plan import Adjustment, Plan
 from runbook.review import record_decision
 from runbook.takeover import open_journal
@@ -480,21 +483,47 @@ def test_a_batch_that_is_not_on_disk_is_refused(
     assert "BatchCommitted" not in history(workspace)
 
 
-def test_what_a_killed_run_left_is_cleared_at_the_start(workspace: Workspace) -> None:
-    """Orphaned processes and half-written files of an earlier run are gone at the start."""
+def test_what_a_killed_run_left_is_cleared_at_the_start(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orphaned processes and half-written files of an earlier run are gone before anything runs."""
     workspace.create()
     stale = workspace.data / f".0123{artifacts.TEMPORARY}"
     stale.write_text("half")
+    monkeypatch.setattr("runbook.executor._Session.run", Mock(side_effect=RuntimeError("begun")))
     mark = {**os.environ, "RUNBOOK_WORKER_OF": str(workspace.root)}
     sleeper = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
     with subprocess.Popen(sleeper, env=mark, stdout=subprocess.PIPE) as orphan:
         assert orphan.stdout is not None
         orphan.stdout.readline()
 
-        assert execute(make_plan(make_step("a")), workspace) == 0
+        with pytest.raises(RuntimeError, match="begun"):
+            execute(make_plan(make_step("a")), workspace)
 
         assert orphan.wait(timeout=5) == -signal.SIGKILL
     assert not stale.exists()
+
+
+def test_what_a_step_leaves_running_ends_with_the_session(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    """A server that a step started, and forgot, is gone when the session is done."""
+    (tmp_path / "forgetful.py").write_text(
+        "import subprocess, sys\n"
+        "from runbook.contract import PhaseResult\n"
+        "def run(request):\n"
+        "    code = 'import time; time.sleep(60)'\n"
+        "    left = subprocess.Popen([sys.executable, '-c', code], start_new_session=True)\n"
+        "    (request.workspace / 'left').write_text(str(left.pid))\n"
+        "    left.returncode = 0\n"
+        "    return PhaseResult()\n"
+    )
+    plan = make_plan(make_step("a", function="forgetful:run"), runbook=tmp_path / "runbook.yaml")
+
+    assert execute(plan, workspace) == 0
+
+    left = int((workspace.root / "left").read_text())
+    assert process_start(left) is None
 
 
 def test_a_workspace_that_is_a_file_is_refused(tmp_path: Path) -> None:
@@ -657,6 +686,23 @@ def test_a_signal_pauses_within_four_seconds(
     assert history(workspace)[-2:] == ["StepInterrupted", "SessionStopped"]
     assert number.name in last_stop(workspace).detail
     assert execute(swept_plan(), workspace) == 0
+
+
+def test_a_stop_put_on_record_while_a_start_is_checked_holds(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The journal is looked at again under the lock: nothing is made after the stop."""
+    plan = make_plan(make_step("a", params={"batches": 2, "trouble": {"kind": "pause", "at": 1}}))
+    assert execute(plan, workspace) == 75
+    monkeypatch.setattr(
+        "runbook.executor.check_machine", lambda *_, **__: record_stop(workspace, "enough")
+    )
+
+    with pytest.raises(NeedsPersonError, match="enough"):
+        execute(plan, workspace)
+
+    assert history(workspace)[-1] == "SessionStopped"
+    assert last_stop(workspace).exit_code == 3
 
 
 def drive_main(root: str, kill_at: str, when: str, sleep: str) -> int:

@@ -12,7 +12,15 @@ from runbook import events as ev
 from runbook.clock import Clock
 from runbook.contract import Json
 from runbook.errors import CorruptError, LockedError, NeedsPersonError, RunbookError
-from runbook.journal import GENESIS, Journal, batches, read_entries, read_journal, seconds_spent
+from runbook.journal import (
+    GENESIS,
+    Journal,
+    batches,
+    read_entries,
+    read_journal,
+    seconds_before,
+    seconds_spent,
+)
 from runbook.workspace import Workspace
 
 
@@ -607,3 +615,25 @@ def test_only_an_executors_own_time_is_spent(workspace: Workspace) -> None:
                 journal.append(body)
 
     assert seconds_spent(read_entries(workspace)) == 15.0
+
+
+def test_a_looks_time_is_that_of_all_its_runs(workspace: Workspace) -> None:
+    """Killed after 4 s of work and paused after 6, a look has taken 10 before its last run."""
+    started = ev.StepStarted("s", 1, 1, {}, "artifacts/s", "").to_body()
+    batch = ev.BatchCommitted("s", 1, "k", "p", "0", 1).to_body()
+    other = ev.StepStarted("t", 1, 1, {}, "artifacts/t", "").to_body()
+    paused = ev.StepInterrupted("s", 1, "x").to_body()
+    for monos, bodies in (
+        ((0.0, 1.0, 5.0, 6.0), (started, batch)),
+        ((100.0, 110.0, 116.0, 117.0, 119.0), (started, paused, other)),
+        ((3.0, 4.0, 9.0, 10.0), (started, batch)),
+    ):
+        mono = iter(monos)
+        with Journal(workspace, Clock(lambda: 0.0, lambda mono=mono: next(mono))) as journal:  # type: ignore[misc]
+            for body in bodies:
+                journal.append(body)
+
+    entries = read_entries(workspace)
+    assert seconds_before(entries, "s", 1, 1) == 10.0
+    assert seconds_before(entries, "t", 1, 1) == 0.0
+    assert seconds_before(entries, "s", 2, 1) == 0.0

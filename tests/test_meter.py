@@ -369,6 +369,65 @@ def test_an_end_that_leaves_the_pod(pod: Pod) -> None:
     assert is_alive(executor.child)
 
 
+def test_a_pause_is_watched_as_a_death(pod: Pod) -> None:
+    """The pod of a paused session is stopped when nobody resumes; its process is left alone."""
+    executor = pod.launch(abandoned_after_s=0.3)
+
+    assert executor.call("leave", "paused: SIGTERM") == "None"
+
+    assert pod.stop().why == ABANDONED
+    assert "paused: SIGTERM: the executor has ended" in pod.log()
+    assert executor.process.poll() is None
+    assert is_alive(executor.child)
+    assert is_alive(executor.worker)
+
+
+def test_a_limit_holds_after_a_pause(pod: Pod) -> None:
+    """The pod is stopped at the limit that was armed last, however long the patience."""
+    executor = pod.launch(deadline_s=0.5, abandoned_after_s=600.0, deaf=True)
+
+    executor.call("leave", "paused")
+
+    assert pod.stop().why == DEADLINE
+    assert executor.process.poll() is None
+
+
+def test_a_meter_that_died_is_replaced_for_the_watch(pod: Pod) -> None:
+    """After a pause there is a meter, unless another executor has taken over."""
+    executor = pod.launch(abandoned_after_s=0.3)
+    eventually(pod.newest)
+    os.kill(executor.meter, signal.SIGKILL)
+    eventually(lambda: executor.call("alive") == "False")
+
+    executor.call("let_go")
+    assert len(list(pod.state.glob("*.meter.json"))) == 1
+    executor.call("leave", "paused")
+
+    assert pod.stop().why == ABANDONED
+
+
+def test_a_limit_that_a_living_executor_reached_is_on_record(pod: Pod) -> None:
+    """The record names the executor that hung, and the limit that it was to end for."""
+    executor = pod.launch(deaf=True, grace_s=60.0)
+    start = process_start(executor.process.pid)
+    executor.expire()
+
+    eventually(lambda: (r := pod.newest()) and r.limit)
+    record = pod.record()
+    assert (record.limit, record.stop) == (DEADLINE, None)
+    assert (record.executor_pid, record.executor_start) == (executor.process.pid, start)
+
+
+def test_a_limit_after_the_executors_death_is_not_its_own(pod: Pod) -> None:
+    """Where nobody worked any more nothing says that somebody worked until the limit."""
+    executor = pod.launch(abandoned_after_s=None)
+    executor.call("arm", 0.5)
+    executor.kill()
+
+    assert pod.stop().why == DEADLINE
+    assert pod.record().limit == ""
+
+
 def test_no_command_is_declared(pod: Pod) -> None:
     """Without a command to stop the pod the record says so, and the limit ends the executor."""
     executor = pod.launch(stop_pod=None, deaf=True)

@@ -5,8 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,23 @@ import pytest
 from runbook.codec import encode
 from runbook.contract import Committed, Json
 from runbook.errors import PhaseError
-from runbook.process import Failed, Finished, Lost, Outcome, Paused, Worker, end_orphans, signals
+from runbook.process import (
+    Failed,
+    Finished,
+    Lost,
+    Outcome,
+    Patience,
+    Paused,
+    Worker,
+    end_orphans,
+    signals,
+)
 from runbook.worker import Job
 from runbook.workspace import Workspace
 
 USER_STEPS = """
-import os, subprocess, sys, threading, time
-from runbook.contract import Metric, PhaseResult
+import atexit, os, subprocess, sys, threading, time
+from runbook.contract import Committed, Metric, PhaseResult
 
 def environment(request):
     print("printed", flush=True)
@@ -54,6 +65,18 @@ def chats(request):
 
 def odd_number(request):
     return PhaseResult(metrics=(Metric("m", float("nan")),))
+
+def commits_a_long_key(request):
+    request.channel.commit(Committed("k" * 300_000, "x", "0" * 64, 1))
+    return PhaseResult()
+
+def leaves_slowly(request):
+    atexit.register(time.sleep, 60)
+    return PhaseResult()
+
+def closes_its_pipes(request):
+    os.closerange(3, 64)
+    time.sleep(60)
 
 def no_json(request):
     return PhaseResult(summary={"x": object()})
@@ -201,6 +224,100 @@ def test_a_reading_that_is_no_number_comes_back_as_none(
     assert outcome.result.metrics[0].value is None
 
 
+def within(limit_s: float, worker: Worker, act: Callable[[], Outcome]) -> Outcome:
+    """The outcome of what must not take that long; a child that blocks it is killed at last."""
+    assert worker.pid is not None
+    rescue = threading.Timer(limit_s, os.kill, (worker.pid, signal.SIGKILL))
+    rescue.start()
+    begin = time.monotonic()
+    try:
+        outcome = act()
+    finally:
+        rescue.cancel()
+    assert time.monotonic() - begin < limit_s
+    return outcome
+
+
+def test_a_job_larger_than_the_pipe_arrives_whole(workspace: Workspace, worker: Worker) -> None:
+    """What the pipe does not take at once follows while the child is listened to."""
+    told: list[bool] = []
+    asked = user(workspace, "environment", names=["HOME"], ballast="x" * 3_000_000)
+
+    outcome = within(10.0, worker, lambda: run(worker, asked, meanwhile=lambda: told.append(True)))
+
+    assert isinstance(outcome, Finished)
+    assert told == [True]
+
+
+def test_a_child_that_does_not_read_its_job_is_given_up(
+    workspace: Workspace, worker: Worker
+) -> None:
+    """One that is stopped before it took a large job is found by the watchdog, which ticks on."""
+    ticks: list[float] = []
+    assert worker.pid is not None
+    os.kill(worker.pid, signal.SIGSTOP)
+
+    def watch() -> float:
+        ticks.append(time.monotonic())
+        return 9.0
+
+    outcome = within(
+        5.0,
+        worker,
+        lambda: run(
+            worker,
+            job(workspace, ballast="x" * 3_000_000),
+            watch=watch,
+            patience=Patience(heartbeat_s=0.5),
+        ),
+    )
+
+    assert isinstance(outcome, Lost)
+    assert "hung: no heartbeat" in outcome.cause
+    assert len(ticks) >= 4
+
+
+def test_a_child_that_does_not_read_an_answer_is_given_up(
+    workspace: Workspace, worker: Worker
+) -> None:
+    """The answer to a commit waits for nobody: a signal's grace ends the child meanwhile."""
+    commits: list[float] = []
+
+    def stop_it(_: Committed) -> bool:
+        assert worker.pid is not None
+        commits.append(time.monotonic())
+        os.kill(worker.pid, signal.SIGSTOP)
+        return False
+
+    def watch() -> float:
+        return commits[0] + 0.3 - time.monotonic() if commits else 9.0
+
+    outcome = within(
+        10.0,
+        worker,
+        lambda: run(worker, user(workspace, "commits_a_long_key"), on_commit=stop_it, watch=watch),
+    )
+
+    assert isinstance(outcome, Lost)
+    assert "did not reach a commit" in outcome.cause
+
+
+def test_a_child_that_closed_its_pipes_is_waited_for_as_long_as_there_is_time(
+    workspace: Workspace, worker: Worker
+) -> None:
+    """It is not waited for beyond what a signal leaves."""
+    begin = time.monotonic()
+
+    outcome = run(
+        worker,
+        user(workspace, "closes_its_pipes"),
+        watch=lambda: begin + 1.0 - time.monotonic(),
+    )
+
+    assert isinstance(outcome, Lost)
+    assert time.monotonic() - begin < 1.6
+
+
 def test_a_killed_child_is_lost_with_the_signal_named(workspace: Workspace, worker: Worker) -> None:
     """SIGKILL is reported as such, with memory as a likely cause."""
     outcome = run(worker, job(workspace, trouble={"kind": "kill", "at": 1}))
@@ -274,6 +391,49 @@ def test_close_lets_the_child_end_by_itself(workspace: Workspace) -> None:
 
     assert pid is not None
     assert not psutil.pid_exists(pid)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.3])
+def test_a_hurried_close_kills_an_idle_child(
+    workspace: Workspace, worker: Worker, after_s: float
+) -> None:
+    """One that takes long to leave is killed as soon as there is a hurry, before or meanwhile."""
+    run(worker, user(workspace, "leaves_slowly"))
+    begin = time.monotonic()
+
+    worker.close(lambda: time.monotonic() >= begin + after_s)
+
+    assert after_s <= time.monotonic() - begin < after_s + 0.5
+    assert worker.pid is not None
+    assert not psutil.pid_exists(worker.pid)
+
+
+TRACER = """
+import ctypes, os, sys, time
+libc = ctypes.CDLL(None, use_errno=True)
+PTRACE_SEIZE = 0x4206
+failed = libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None)
+print(ctypes.get_errno() if failed else 0, flush=True)
+time.sleep(60)
+"""
+
+
+def test_a_killed_child_that_stays_is_not_waited_for(workspace: Workspace, worker: Worker) -> None:
+    """One that the kernel keeps, as it does in a call that cannot be interrupted, holds nobody."""
+    run(worker, job(workspace))
+    command = [sys.executable, "-c", TRACER, str(worker.pid)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as tracer:
+        try:
+            assert tracer.stdout is not None
+            if tracer.stdout.readline() != b"0\n":
+                pytest.skip("this machine lets no process trace another")
+            begin = time.monotonic()
+            worker.kill()
+            took = time.monotonic() - begin
+        finally:
+            tracer.kill()
+
+    assert took < 2.0
 
 
 DRIVER = """

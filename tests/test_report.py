@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from runbook.contract import (
     Range,
     Verdict,
 )
+from runbook.control import Heartbeat
 from runbook.executor import Seams, run_session
 from runbook.fingerprint import plan_document
 from runbook.journal import Entry, read_entries
@@ -35,7 +37,7 @@ from runbook.report import figures
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
 from runbook.report.safe_text import Code, code, table
-from runbook.report.status import render_status
+from runbook.report.status import Sight, render_status
 from runbook.report.view import SessionView, build_view
 from runbook.review import record_decision
 from runbook.state import Status
@@ -388,6 +390,160 @@ def test_status_tells_how_far_a_running_step_is() -> None:
     assert "a: 1 batch committed, the last is shard-1/0000" in status
     assert "If it was killed, the same command goes on:" in status
     assert ".  A  b  not started" in status
+
+
+HOLDER = "process 7 on pod"
+
+
+def at_work(view: SessionView, alive: bool | None, age_s: float | None = None) -> str:
+    """The status of a session, its executor's newest heartbeat so many seconds old."""
+    beat = Heartbeat(7, "2026-01-01T00:00:00+00:00", {}) if age_s is not None else None
+    now = datetime(2026, 1, 1, tzinfo=UTC).timestamp() + (age_s or 0.0)
+    return render_status(view, Path("/ws"), Sight(alive, HOLDER, beat, now))
+
+
+def test_a_session_whose_executor_is_gone_is_not_called_running() -> None:
+    """The headline says so and what to do, and no step counts as at work."""
+    view = build_view(entries_of(started(make_step("a")), ran("a")[0]))
+
+    status = at_work(view, False, 700.0)
+
+    lines = status.split("\n")
+    assert lines[0] == "test: not at work (its executor is gone); the same command goes on"
+    assert lines[1] == "  At a, attempt 1: interrupted."
+    assert "running" not in status
+    assert "it may hang" not in status
+    assert lines[-2:] == ["The same command goes on:", f"  {RUN}"]
+
+
+@pytest.mark.parametrize(
+    ("alive", "age_s", "head", "hint"),
+    [
+        (True, 4.0, "test: running", None),
+        (True, 19.0, "test: running, but no sign of life for 19 s", None),
+        (None, 4.0, "test: running", "If it was killed, the same command goes on:"),
+        (None, 19.0, "test: running, but no sign of life for 19 s", "If it was killed, the same "),
+        (True, None, "test: running", None),
+    ],
+)
+def test_silence_is_told_and_a_restart_only_where_it_may_help(
+    alive: bool | None, age_s: float | None, head: str, hint: str | None
+) -> None:
+    """Three beats missed are in the headline; one known to be alive is not to be started again."""
+    view = build_view(entries_of(started(make_step("a")), ran("a")[0]))
+
+    status = at_work(view, alive, age_s)
+
+    assert status.split("\n")[0] == head
+    assert (RUN in status) is (hint is not None)
+    assert hint is None or hint in status
+
+
+def test_a_lost_child_is_counted_with_its_cause() -> None:
+    """Report, status and view tell each loss of a child; what was asked for is none."""
+    hung = "hung: no heartbeat for 5 s, so it was killed"
+    asked = ("SIGTERM", "a person asked for it: lunch", "paused after a committed batch")
+    causes = (hung, *asked, hung, "SIGKILL: killed from outside")
+    facts = [fact for why in causes for fact in (ran("a")[0], ev.StepInterrupted("a", 1, why))]
+    once = build_view(entries_of(started(make_step("a")), *facts[:2]))
+    often = build_view(entries_of(started(make_step("a"), make_step("b")), *facts))
+
+    told = "2 x hung: no heartbeat for 5 s; 1 x SIGKILL: killed from outside"
+    assert "  a: 1 loss (hung: no heartbeat for 5 s)\n" in render_status(once, Path("/ws"))
+    assert f"  a: 3 losses ({told})\n" in render_status(often, Path("/ws"))
+    assert f"- Its child was replaced after 3 losses ({told}).\n" in render_report(often)
+    assert "loss" not in render_report(build_view(entries_of(started(make_step("a")), *ran("a"))))
+    assert [encode(often)["steps"][i]["losses"] for i in (0, 1)] == [[hung, hung, causes[-1]], []]
+
+
+def out_of_money(limits: dict[str, Json], *facts: ev.Event, reason: str = "budget") -> SessionView:
+    first = replace(started(make_step("a"), overrides=("a.rows=2",)), limits=limits)
+    return build_view(entries_of(first, *facts, ev.SessionStopped(reason, 4, "why")))
+
+
+@pytest.mark.parametrize(
+    ("limits", "told", "sets"),
+    [
+        (
+            {"wall_clock_s": 3600, "usd": 9, "usd_per_hour": 2.0},
+            "1 h 00 min of wall clock were spent so far; DURATION is e.g. 3h:",
+            ["budget.wall_clock=DURATION"],
+        ),
+        (
+            {"wall_clock_s": 9999, "usd": 2.5, "usd_per_hour": 2.0},
+            "$2.50 were spent so far; AMOUNT is in dollars, e.g. 12.50:",
+            ["budget.usd=AMOUNT"],
+        ),
+        (
+            {"gpu_hours": 4, "gpus": 4, "usd": 9, "usd_per_hour": 2.0},
+            "4.00 GPU-hours were spent so far; HOURS is e.g. 40:",
+            ["budget.gpu_hours=HOURS"],
+        ),
+        (
+            {"wall_clock_s": 3600, "usd": 2.5, "usd_per_hour": 2.0},
+            "1 h 00 min of wall clock and $2.50 were spent so far; ",
+            ["budget.wall_clock=DURATION", "budget.usd=AMOUNT"],
+        ),
+    ],
+)
+def test_more_is_asked_of_the_limit_that_was_reached(
+    limits: dict[str, Json], told: str, sets: list[str]
+) -> None:
+    """An hour and half a dollar of reviews: only a higher limit of that kind goes on."""
+    paid = (ev.RequestSent("a-1", "k", 1, 0.5), ev.RequestSettled("a-1", "k", 1, 0.5))
+    view = out_of_money(limits, *paid, ev.TimeLeased(3600.0, 0.0))
+
+    *_, why, command = render_status(view, Path("/ws")).split("\n")
+
+    assert why.startswith("Allow more for the whole session, in which ")
+    assert told in why
+    assert command == f"  {RUN} --set a.rows=2 {' '.join(f'--set {s}' for s in sets)}"
+
+
+@pytest.mark.parametrize(
+    ("limits", "sets"),
+    [
+        ({"review_usd": 0.6, "usd": 9}, "--set budget.review_usd=AMOUNT"),
+        ({"review_usd": 9, "usd": 0.6}, "--set budget.usd=AMOUNT"),
+        ({"review_usd": 9, "usd": 9}, ""),
+    ],
+)
+def test_a_review_that_waits_for_want_of_money_names_the_limit(
+    limits: dict[str, Json], sets: str
+) -> None:
+    """Besides deciding, a person may allow the reviewer one more request."""
+    facts = (
+        *ran("a"),
+        judged("a", result(verdict=Verdict.INVALID), verdict="invalid"),
+        ev.ReviewRequested("a-1", "a", 1, "instrument", "reviews/x"),
+        ev.RequestSent("a-1", "k", 1, 0.5),
+    )
+    view = out_of_money({**limits, "request_usd": 0.25}, *facts, reason="review")
+
+    status = render_status(view, Path("/ws"))
+
+    assert "runbook review decide a-1" in status
+    assert ("allow the reviewer one more request" in status) is bool(sets)
+    assert status.count("budget.") == bool(sets)
+    assert (f"  {RUN} --set a.rows=2 {sets}" in status.split("\n")) is bool(sets)
+
+
+def test_a_budget_that_is_not_spent_is_not_called_spent() -> None:
+    """Where only the next batch does not fit, the headline says that."""
+    short = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(4.0, 0.0))
+    gone = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(5.5, 0.0))
+
+    head = "test: stopped: the budget's rest does not last for the next batch (exit 4)"
+    assert render_status(short, Path("/ws")).split("\n")[0] == head
+    assert render_status(gone, Path("/ws")).startswith("test: stopped: the budget is spent (exit")
+
+
+def test_cents_are_told_where_they_count() -> None:
+    """Half a cent spent of one is not a cent of a cent."""
+    limits = {"usd": 0.01, "usd_per_hour": 3.6}
+    view = out_of_money(limits, ev.TimeLeased(5.3, 0.0))
+
+    assert "$0.0053 of $0.01;" in render_status(view, Path("/ws")).replace(".\n", ";")
 
 
 def test_without_a_session_there_is_nothing_to_show() -> None:

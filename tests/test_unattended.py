@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import pty
 import signal
 import subprocess
 import sys
@@ -10,13 +12,22 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 from cli_session import Called, call, write_runbook
 
 from runbook import events as ev
+from runbook.clock import SYSTEM, Clock
+from runbook.control import STOP_REQUESTED, Pulse, request_stop
 from runbook.journal import facts, read_entries, read_journal
+from runbook.ledger import Ledger
+from runbook.meter_decision import ABANDONED
+from runbook.meter_folder import MeterRecords
+from runbook.meter_record import MeterRecord
+from runbook.metering import Metering
+from runbook.supervision import Halt, Supervisor
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
@@ -50,6 +61,12 @@ class Scene:
 
     def facts(self, kind: type[ev.Event]) -> list[Any]:
         return [f for f in facts(read_entries(self.place)) if isinstance(f, kind)]
+
+    def meter(self) -> MeterRecord:
+        """What the newest meter shows of itself."""
+        record = MeterRecords.of(self.place.root).newest()
+        assert record is not None
+        return record
 
     def has_ended(self) -> bool:
         return read_journal(self.place).holder is None
@@ -92,9 +109,27 @@ def test_launch_detaches_and_tells_how_to_go_on(scene: Scene) -> None:
     assert Path(record["log"]).is_file()
     assert record["stop"] == f"runbook stop --workspace {scene.place.root}"
     os.kill(record["pid"], signal.SIGHUP)
-    time.sleep(0.2)
+    until(lambda: len(scene.facts(ev.BatchCommitted)) > 2)
+    assert scene.facts(ev.SessionStopped) == []
     assert scene.call("stop").code == 0
     until(scene.has_ended)
+
+
+def test_a_terminal_that_closes_pauses_the_session(scene: Scene) -> None:
+    """A foreground run commits its batch and ends with 75, though it can tell nobody any more."""
+    scene.write(SLOW)
+    command = ["-m", "runbook", "run", str(scene.spec), "--workspace", str(scene.place.root)]
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(sys.executable, [sys.executable, *command])
+    until(lambda: scene.facts(ev.BatchCommitted))
+
+    os.close(terminal)
+
+    _, status = os.waitpid(pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 75
+    (stop,) = scene.facts(ev.SessionStopped)
+    assert (stop.reason, stop.detail) == ("paused", "SIGHUP; the same command goes on")
 
 
 def test_launch_of_a_held_workspace_is_refused(scene: Scene) -> None:
@@ -118,6 +153,70 @@ def test_a_launch_that_cannot_start_says_why(scene: Scene) -> None:
 
     assert told.code == 2
     assert "is not a duration" in told.err
+
+
+def test_a_failed_launch_shows_its_own_words_alone(scene: Scene) -> None:
+    """The log is appended to: an earlier session's words are no reason; each launch is dated."""
+    scene.write({**SLOW, "batches": 1, "sleep": 0})
+    scene.launch()
+    until(scene.has_ended)
+    log = scene.place.log("session")
+    log.write_text(f"{log.read_text()}an earlier session's last words\n")
+    scene.spec.write_text(scene.spec.read_text().replace('"seed": 7', '"seed": 8'))
+
+    again = scene.call("launch", scene.spec)
+
+    assert again.code == 2
+    assert again.err.startswith("the executor ended at its start:\nerror: ")
+    assert "seed" in again.err
+    assert "last words" not in again.err
+    dated = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: launched$", log.read_text(), re.M)
+    assert len(dated) == 2
+
+
+def test_a_lost_child_is_told_when_it_happens(scene: Scene) -> None:
+    """A line on stderr as the child is replaced; the status counts it, in JSON as a list."""
+    scene.write({"metrics": {"score": 0.9}, "trouble": {"kind": "kill", "at": 1, "times": 1}})
+
+    ran = scene.call("run", scene.spec)
+    (facts,) = scene.call("status", "--json").lines
+
+    cause = "SIGKILL: killed from outside, or the machine ran out of memory"
+    assert ran.code == 0
+    assert f"warning: a: its child is lost: {cause}\n" in ran.err
+    assert f"  a: 1 loss ({cause})\n" in ran.err
+    assert [step["losses"] for step in facts["steps"]] == [[cause], [], []]
+
+
+def test_a_done_session_on_a_read_only_mount_is_still_done(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is run again, so nothing is written either."""
+    scene.write({"metrics": {"score": 0.9}})
+    assert scene.call("run", scene.spec).code == 0
+    monkeypatch.setattr(os, "access", lambda _, mode: not mode & os.W_OK)
+
+    again = scene.call("run", scene.spec)
+
+    assert again.code == 0, again.err
+    assert again.err.startswith("This session was done before: nothing is run again.")
+
+
+def test_resume_of_a_moved_runbook_names_the_option(scene: Scene) -> None:
+    """The journal knows the old place alone; --spec gives the new one, and it goes on."""
+    scene.write({"metrics": {"score": 0.9}, "trouble": {"kind": "pause", "at": 1}})
+    assert scene.call("run", scene.spec).code == 75
+    moved = scene.folder / "moved"
+    moved.mkdir()
+    for path in (scene.spec, scene.folder / "a.yaml"):
+        path.rename(moved / path.name)
+
+    refused = scene.call("resume")
+
+    assert refused.code == 2
+    assert str(scene.spec) in refused.err
+    assert "fix: if it was moved, name its new place with --spec PATH" in refused.err
+    assert scene.call("resume", "--spec", moved / scene.spec.name).code == 0
 
 
 def test_a_workspace_that_is_a_file_is_refused(scene: Scene) -> None:
@@ -170,6 +269,125 @@ def test_a_stop_with_no_executor_at_work_is_put_on_record(scene: Scene) -> None:
     assert "is on record" in asked.err
     assert scene.call("run", scene.spec).code == 3
     assert scene.call("resume").code == 0
+
+
+PAUSED: dict[str, Any] = {
+    "metrics": {"score": 0.9},
+    "batches": 4,
+    "trouble": {"kind": "pause", "at": 1},
+}
+
+
+@pytest.mark.parametrize("person", [[], ["--takeover", "yes"]])
+def test_a_relaunchers_resume_is_no_persons(scene: Scene, person: list[str]) -> None:
+    """With if-owner-gone, as the pod's template asks, a session that was stopped stays stopped."""
+    scene.write(PAUSED)
+    assert scene.call("run", scene.spec).code == 75
+    assert "is on record" in scene.call("stop", "--reason", "enough").err
+    before = scene.place.segment(1).read_bytes()
+
+    told = scene.call("resume", "--takeover", "if-owner-gone")
+
+    assert told.code == 3
+    assert "enough" in told.err
+    assert scene.place.segment(1).read_bytes() == before
+    assert len(scene.facts(ev.BatchCommitted)) == 1
+    assert scene.call("resume", *person).code == 0
+
+
+@pytest.mark.parametrize("relaunch", ["run", "resume"])
+def test_a_stop_that_no_executor_saw_is_put_on_record(scene: Scene, relaunch: str) -> None:
+    """A relaunch ends with 3 before it makes anything; a person's resume withdraws the wish."""
+    scene.write(PAUSED)
+    again: dict[str, tuple[str | Path, ...]] = {
+        "run": ("run", scene.spec),
+        "resume": ("resume", "--takeover", "if-owner-gone"),
+    }
+    assert scene.call("run", scene.spec).code == 75
+    made = len(scene.facts(ev.BatchCommitted))
+    request_stop(scene.place, "enough", SYSTEM)
+
+    codes = [scene.call(*again[relaunch]).code for _ in range(2)]
+
+    assert codes == [3, 3]
+    stop = scene.facts(ev.SessionStopped)[-1]
+    assert (stop.reason, stop.exit_code) == ("stop requested", 3)
+    assert "enough" in stop.detail
+    assert len(scene.facts(ev.BatchCommitted)) == made
+    assert scene.call("resume").code == 0
+    assert not scene.place.stop_request.exists()
+
+
+def test_a_pending_stop_comes_before_a_signal(scene: Scene) -> None:
+    """A pod that is preempted while a stop is pending ends with 3, and no relaunch goes on."""
+    scene.write(SLOW)
+    record = scene.launch()
+    until(lambda: scene.facts(ev.BatchCommitted))
+
+    request_stop(scene.place, "enough", SYSTEM)
+    os.kill(record["pid"], signal.SIGTERM)
+
+    _, status = os.waitpid(record["pid"], 0)
+    assert os.waitstatus_to_exitcode(status) == 3
+    assert [(f.reason, f.exit_code) for f in scene.facts(ev.SessionStopped)] == [
+        ("stop requested", 3)
+    ]
+    assert scene.call("run", scene.spec).code == 3
+
+
+def test_after_a_signal_the_wish_is_looked_up_at_once(tmp_path: Path) -> None:
+    """A stop asked for since the last look, half a second ago at most, is not missed."""
+    place = Workspace.at(tmp_path / "ws")
+    place.create()
+    sent: list[str] = []
+    clock = Clock(monotonic=lambda: 0.0)
+    metering = Mock(spec=Metering, **{"limit_reached.return_value": ""})
+    supervisor = Supervisor(
+        clock, lambda: "".join(sent), Pulse(place, clock), Mock(spec=Ledger), metering, Mock()
+    )
+    supervisor.check()
+    request_stop(place, "enough", SYSTEM)
+    supervisor.check()
+    sent.append("SIGTERM")
+
+    with pytest.raises(Halt, match="enough") as halt:
+        supervisor.check()
+
+    assert (halt.value.reason, halt.value.exit_code) == (STOP_REQUESTED, 3)
+
+
+SLOW_TO_LEAVE = """
+import atexit, time
+from runbook.testing import fake_phase
+atexit.register(time.sleep, 60)
+def run(request):
+    {fail}
+    return fake_phase(request)
+"""
+
+
+@pytest.mark.parametrize("fail", ["", "time.sleep(2.2); raise ValueError('late')"])
+def test_a_signal_ends_the_session_in_time_whatever_its_child_does(scene: Scene, fail: str) -> None:
+    """A commit, or an error, late in the grace and a child slow to leave: still under 3.5 s."""
+    (scene.folder / "slow_to_leave.py").write_text(SLOW_TO_LEAVE.format(fail=fail))
+    scene.write({**SLOW, "sleep": 2.2})
+    document = json.loads(scene.spec.read_text())
+    document["phases"][0]["steps"][0]["function"] = "slow_to_leave:run"
+    scene.spec.write_text(json.dumps(document))
+    record = scene.launch()
+    until(lambda: scene.facts(ev.StepStarted if fail else ev.BatchCommitted))
+
+    begin = time.monotonic()
+    os.kill(record["pid"], signal.SIGTERM)
+    _, status = os.waitpid(record["pid"], 0)
+    took = time.monotonic() - begin
+
+    assert os.waitstatus_to_exitcode(status) == 75
+    assert took < 3.5
+    if fail:
+        assert "late" in scene.facts(ev.StepFailed)[0].error
+    else:
+        assert len(scene.facts(ev.BatchCommitted)) == 2
 
 
 def dead(pid: int) -> bool:
@@ -245,14 +463,44 @@ class TestPod:
         assert "last state EXITED" in report
 
     def test_a_pause_leaves_it_running(self, scene: Scene) -> None:
-        """After exit 75 a relaunch follows, so the pod is still needed."""
+        """After exit 75 a relaunch follows, so the pod runs on until it counts as abandoned."""
         mark = scene.folder / "stopped"
         trouble = {"kind": "pause", "at": 1}
-        scene.write({"metrics": {"score": 0.9}, "trouble": trouble}, pod={"stop": note_to(mark)})
+        pod = {"stop": note_to(mark), "abandoned_after": "6s"}
+        scene.write({"metrics": {"score": 0.9}, "trouble": trouble}, pod=pod)
 
         assert scene.call("run", scene.spec).code == 75
 
         assert not mark.exists()
+        assert scene.meter().is_running
+        until(mark.exists)
+        stop = scene.meter().stop
+        assert stop is not None
+        assert stop.why == ABANDONED
+
+    def test_a_relaunch_after_a_pause_keeps_it(self, scene: Scene) -> None:
+        """The next executor on the machine ends the watch, and the pod is stopped by it alone."""
+        mark = scene.folder / "stopped"
+        trouble = {"kind": "pause", "at": 1}
+        pod = {"stop": note_to(mark), "abandoned_after": "60s"}
+        scene.write({"metrics": {"score": 0.9}, "trouble": trouble}, pod=pod)
+        assert scene.call("run", scene.spec).code == 75
+        watching = scene.meter()
+
+        assert scene.call("run", scene.spec).code == 0
+
+        assert not watching.is_running
+        assert mark.read_text() == "x"
+
+    def test_a_pause_with_no_pod_to_stop_leaves_no_meter(self, scene: Scene) -> None:
+        """Where nothing can be stopped nothing watches on."""
+        trouble = {"kind": "pause", "at": 1}
+        scene.write({"metrics": {"score": 0.9}, "trouble": trouble})
+
+        assert scene.call("run", scene.spec).code == 75
+
+        until(lambda: not scene.meter().is_running)
+        assert "paused" in (scene.meter().left or "")
 
     def test_an_executor_killed_is_not_the_end_of_the_limit(self, scene: Scene) -> None:
         """Killed with SIGKILL and left alone, the pod is stopped when it counts as abandoned."""
@@ -386,6 +634,7 @@ class TestTakeover:
         assert "--takeover" in alone.err
         assert alive.code == 7
         assert "may be alive: RUNNING" in alive.err
+        assert "declare pod.state" not in alive.err
         assert gone.code == 0, gone.err
         assert "TERMINATED" in read_journal(scene.place).epochs[-1].why
 

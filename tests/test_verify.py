@@ -1,18 +1,25 @@
 """verify: any changed, missing or extra byte of what was committed is found, and named."""
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from cli_session import call, write_runbook
 
+from runbook import manifest
+from runbook.artifacts import complete_directory, indented_json
+from runbook.contract import Criterion, Gate
 from runbook.crash_session import run_forked
+from runbook.executor import Seams, run_session
 from runbook.faults import Fault
-from runbook.testing import simple_gates
+from runbook.testing import make_plan, make_step, simple_gates
 from runbook.verify import verify
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
 DONE: dict[str, Workspace] = {}
+SEAMS = Seams(simple_gates, lambda _: None)
 
 
 @pytest.fixture
@@ -70,8 +77,7 @@ def test_a_missing_file_is_named(done: Workspace) -> None:
         path.unlink()
         told = found(done)
         path.write_bytes(data)
-        if path.name != "COMPLETE.json":
-            assert any(path.name in line for line in told), f"{path}: {told}"
+        assert any(path.name in line for line in told), f"{path}: {told}"
     assert found(done) == []
 
 
@@ -92,6 +98,187 @@ def test_an_added_byte_and_an_added_file_are_named(done: Workspace) -> None:
     extra.unlink()
 
     assert [line.split("/")[-1] for line in told] == ["smuggled.jsonl: extra"]
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """A finished session of two epochs: paused once, with a judgement; a test puts it back."""
+    place = Workspace.at(tmp_path_factory.mktemp("twice") / "ws")
+    gate = Gate((Criterion("m", "rate", at_least=0.5),))
+    params = {"metrics": {"m": 0.6}, "trouble": {"kind": "pause", "at": 1}}
+    plan = make_plan(make_step("a", gate=gate, params=params))
+    assert [run_session(plan, place, SEAMS) for _ in range(2)] == [75, 0]
+    assert found(place) == []
+    return place
+
+
+def small(place: Workspace) -> list[Path]:
+    names = {"COMPLETE.json", "manifest.json", "gate.json", "gate.txt", "HEAD", "HEAD.2"}
+    files = [path for path in committed(place) if path.name in names]
+    assert {path.name for path in files} == names
+    return files
+
+
+def names(place: Workspace, path: Path) -> bool:
+    """Whether a finding is of this very file."""
+    where = {str(path), path.relative_to(place.root).as_posix()}
+    return any(finding.where in where for finding in verify(place).findings)
+
+
+def changes(data: bytes) -> Iterator[bytes]:
+    """Every small change: a bit of each byte, another space, another digit; a byte more or less."""
+    for position, byte in enumerate(data):
+        others = {byte ^ 1 << position % 8}
+        others |= {*b" \t\n\r"} if byte in b" \n" else set()
+        others |= {48 + (byte - 47) % 10} if chr(byte).isdigit() else set()
+        for other in others - {byte}:
+            yield data[:position] + bytes([other]) + data[position + 1 :]
+    yield from (data + bytes([added]) for added in b" \n0}x\0")
+    yield from (data[:-1], data[1:], b"", b"{}", data * 2)
+
+
+def test_every_small_change_of_every_small_file_is_named(twice: Workspace) -> None:
+    """Of both epochs' HEADs, the marker, the manifest and both files of the judgement."""
+    tried = 0
+    for path in small(twice):
+        data = path.read_bytes()
+        for changed in changes(data):
+            path.write_bytes(changed)
+            assert names(twice, path), f"{path}: {changed!r}: {found(twice)}"
+            tried += 1
+        path.unlink()
+        assert names(twice, path), f"{path}: {found(twice)}"
+        path.write_bytes(data)
+    assert found(twice) == []
+    assert tried > 4000
+
+
+def test_every_bit_of_the_heads_and_the_marker_is_held(twice: Workspace) -> None:
+    """These are vouched for by no hash of their own name, but by what they must say."""
+    for path in small(twice):
+        data = path.read_bytes()
+        bits = 8 * len(data) if path.name in {"HEAD", "HEAD.2", "COMPLETE.json"} else 0
+        for bit in range(bits):
+            flipped = bytearray(data)
+            flipped[bit // 8] ^= 1 << bit % 8
+            path.write_bytes(flipped)
+            assert names(twice, path), f"{path}, bit {bit}"
+        path.write_bytes(data)
+
+
+def test_a_head_names_a_line_of_its_own_epoch(twice: Workspace) -> None:
+    """One that names another epoch's line, or says more than its writer does, is told."""
+    heads = [twice.head(1), twice.head(2)]
+    data = [path.read_bytes() for path in heads]
+    first, last = (json.loads(head) for head in data)
+    for path, kept, other in (
+        (heads[0], data[0], {**last, "epoch": 1}),
+        (heads[1], data[1], {**first, "epoch": 2}),
+        (heads[1], data[1], {**last, "seq": first["seq"]}),
+        (heads[1], data[1], {**last, "why": "because"}),
+    ):
+        path.write_bytes(indented_json(other).encode())
+        told = found(twice)
+        path.write_bytes(kept)
+        assert told != [], other
+    assert found(twice) == []
+
+
+def test_a_marker_that_turns_up_later_is_extra(tmp_path: Path) -> None:
+    """A folder that was never declared complete does not become so, nor an artifact's."""
+    place = session_of(
+        tmp_path,
+        "    folder = request.output / 'kept'\n"
+        "    folder.mkdir()\n"
+        "    write_text(folder / 'x.txt', 'x')\n"
+        "    return PhaseResult(artifacts=(describe('kept', folder, request.workspace),))\n",
+    )
+    output = place.artifacts / "a"
+    told = []
+    for folder in (output, output / "kept"):
+        complete_directory(folder)
+        told.append(found(place))
+        (folder / "COMPLETE.json").unlink()
+
+    assert told == [
+        ["artifacts/a/COMPLETE.json: extra"],
+        ["artifacts/a/kept/COMPLETE.json: extra"],
+    ]
+    assert found(place) == []
+
+
+ADAPTER = """
+    folder = request.output / "attempt_1"
+    folder.mkdir()
+    write_text(folder / "weights.bin", "weights")
+    complete_directory(folder)
+    checkpoint = request.work / "checkpoint-5"
+    checkpoint.mkdir()
+    write_text(checkpoint / "state.bin", "optimizer")
+    complete_directory(checkpoint)
+    marker = checkpoint / "COMPLETE.json"
+    where = marker.relative_to(request.workspace).as_posix()
+    request.channel.commit(Committed("checkpoint-5", where, sha256_file(marker), 5))
+    return PhaseResult(artifacts=(describe("adapter", folder, request.workspace),))
+"""
+
+
+def test_what_training_leaves_is_held_to_its_last_byte(tmp_path: Path) -> None:
+    """An adapter's and a checkpoint's files, and the markers that declare them complete."""
+    place = session_of(tmp_path, ADAPTER)
+    files = [
+        path
+        for path in place.artifacts.rglob("*")
+        if path.name in {"weights.bin", "state.bin", "COMPLETE.json"}
+    ]
+    assert len(files) == 4
+    for path in files:
+        data = path.read_bytes()
+        shown = f"{path.relative_to(place.root).as_posix()}: "
+        for changed in changes(data):
+            path.write_bytes(changed)
+            assert any(line.startswith(shown) for line in found(place)), changed
+        path.unlink()
+        assert f"{shown}missing" in found(place)
+        path.write_bytes(data)
+        (path.parent / "more.bin").write_text("x")
+        assert any(line.endswith("more.bin: extra") for line in found(place))
+        (path.parent / "more.bin").unlink()
+    assert found(place) == []
+
+
+def test_a_journal_without_markers_is_checked_as_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of an older release's session the marker that is there is read, to the last digit."""
+    monkeypatch.setattr(manifest, "markers", lambda *_: None)
+    place = Workspace.at(tmp_path / "ws")
+    assert run_session(make_plan(make_step("a")), place, SEAMS) == 0
+    (marker,) = place.artifacts.glob("*/COMPLETE.json")
+    data = marker.read_bytes()
+    assert found(place) == []
+
+    for changed in changes(data):
+        marker.write_bytes(changed)
+        assert any(str(marker.parent.name) in line for line in found(place)), changed
+    marker.unlink()
+
+    assert found(place) == []
+
+
+def session_of(folder: Path, body: str) -> Workspace:
+    """A session of one step of this body."""
+    (folder / "mine.py").write_text(
+        "from runbook.artifacts import *\n"
+        "from runbook.contract import Committed, PhaseResult\n\n"
+        f"def run(request):\n{body}"
+    )
+    step = make_step("a", function="mine:run", output="artifacts/a")
+    place = Workspace.at(folder / "ws")
+    plan = make_plan(step, runbook=folder / "runbook.yaml")
+    assert run_session(plan, place, SEAMS) == 0
+    assert found(place) == []
+    return place
 
 
 def test_bytes_behind_a_taken_over_journal_are_told_apart(tmp_path: Path) -> None:

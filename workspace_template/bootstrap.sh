@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Brings a rented pod from bare to a session at work. Run it again at any time: it goes on.
+# Brings a rented pod from bare to a session at work. Run it again at any time: it goes on, but for
+# a session that a person stopped, which waits for `runbook resume`.
 #
 #   bash bootstrap.sh          install, check, then launch in the background: SSH may drop
 #   bash bootstrap.sh run      install, check, then run in the foreground, as a managed job does

@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 
 from runbook.contract import Json
+from runbook.errors import ConfigError
 from runbook.problems import printable
 
 
@@ -39,6 +40,7 @@ def _note_json(context: typer.Context, value: bool) -> bool:  # noqa: FBT001 - t
     return value
 
 
+_WORKSPACE = "RUNBOOK_WORKSPACE"
 Spec = Annotated[Path, typer.Argument(envvar="RUNBOOK_SPEC", help="The runbook's YAML file.")]
 Overrides = Annotated[
     list[str],
@@ -50,8 +52,26 @@ Overrides = Annotated[
         help="Change a parameter; recorded. In the environment: RUNBOOK_SET, one a line.",
     ),
 ]
+
+
+def _folder(named: str | Path) -> Path:
+    """Raises ConfigError: an empty name, as of a variable that is not set, is no folder."""
+    # typer takes an empty twin for none, and gives the default, which is no text.
+    twin = None if isinstance(named, str) else os.environ.get(_WORKSPACE)
+    if named == "" or twin == "":
+        what = f"{'--workspace' if twin is None else _WORKSPACE} is empty"
+        raise ConfigError(what, where="command line", fix="write . for this folder")
+    return Path(named)
+
+
 Folder = Annotated[
-    Path, typer.Option(envvar="RUNBOOK_WORKSPACE", help="Where everything is written.")
+    Path,
+    typer.Option(
+        envvar=_WORKSPACE,
+        parser=_folder,
+        metavar="FOLDER",
+        help="Where everything is written.",
+    ),
 ]
 AsJson = Annotated[
     bool,
@@ -68,8 +88,8 @@ AcceptChanges = Annotated[
         "--accept-changes",
         envvar="RUNBOOK_ACCEPT_CHANGES",
         metavar="REASON",
-        help="Go on with a runbook that changed since; kept on record. 'runbook plan' shows what "
-        "it redoes.",
+        help="Go on with a runbook, a file it names or a step's code that changed since; kept on "
+        "record. 'runbook plan' shows what it redoes.",
     ),
 ]
 Author = Annotated[

@@ -59,6 +59,9 @@ class Display:
         with suppress(OSError):
             if "refused" in fields:
                 self._warn(fields)
+            elif "lost" in fields:
+                step, why = (printable(str(fields.get(k)), longest=500) for k in ("step", "lost"))
+                self._line(f"warning: {step}: its child is lost: {why}", "yellow")
             else:
                 self._advance(fields)
 

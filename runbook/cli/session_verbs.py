@@ -2,9 +2,11 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from runbook.changes import Acceptance
     from runbook.owner import Owner
     from runbook.plan import Plan
+    from runbook.report.session import SessionView
     from runbook.takeover import Takeover
     from runbook.workspace import Workspace
 
@@ -83,7 +86,8 @@ def resume(
         typer.Option(
             envvar="RUNBOOK_TAKEOVER",
             help="Take the workspace from an executor that may live: no, yes, if-owner-gone "
-            "(asks the runbook's pod.state command).",
+            "(asks the runbook's pod.state command; meant for what relaunches by itself, so a "
+            "person's stop stands).",
         ),
     ] = "no",
     accept_changes: AcceptChanges = None,
@@ -102,14 +106,27 @@ def resume(
             fix="runbook run SPEC --workspace DIR begins one",
         )
     _execute(
-        spec or Path(view.runbook),
+        spec or _recorded(view),
         place,
         overrides or list(view.overrides),
-        by_person=True,
+        # What relaunches by itself asks so, and must not go on over a person's stop.
+        by_person=takeover != "if-owner-gone",
         takeover=takeover,
         acceptance=_acceptance(accept_changes, author),
         as_json=as_json,
     )
+
+
+def _recorded(view: "SessionView") -> Path:
+    """The runbook that is on record. Raises ConfigError: it is not there."""
+    runbook = Path(view.runbook)
+    if not runbook.exists():
+        raise ConfigError(
+            "the session's runbook is not there any more",
+            where=view.runbook,
+            fix="if it was moved, name its new place with --spec PATH",
+        )
+    return runbook
 
 
 def _acceptance(reason: str | None, author: str) -> "Acceptance | None":
@@ -194,9 +211,10 @@ def _if_gone(owner: "Owner", plan: "Plan") -> str:
     state = pod_state(plan.pod, _STATE_TIMEOUT_S)
     if state.is_gone:
         return f"{owner.name} is gone: its pod's state is {state.told}"
+    declare = "" if plan.pod.get("state") else "declare pod.state, or "
     raise LockedError(
         f"{owner.name} may be alive: {state.told}",
-        fix="declare pod.state, or 'runbook resume --takeover=yes' if you know better",
+        fix=f"{declare}'runbook resume --takeover=yes' if you know better",
     )
 
 
@@ -220,8 +238,8 @@ def launch(
     if accept_changes is not None:
         told += ["--accept-changes", accept_changes, "--author", author]
     arguments = ["run", str(spec.resolve()), "--workspace", str(place.root), *told]
-    pid = _spawn([sys.executable, "-P", "-m", "runbook", *arguments], log)
-    _await_start(pid, place, log)
+    pid, before = _spawn([sys.executable, "-P", "-m", "runbook", *arguments], log)
+    _await_start(pid, place, log, before)
     options = shlex.join(["--workspace", str(place.root)])
     answer(
         {
@@ -237,20 +255,43 @@ def launch(
     )
 
 
-def _spawn(command: list[str], log: Path) -> int:
-    """Start a process of its own session, with no terminal, that prints into the log."""
+def _spawn(command: list[str], log: Path) -> tuple[int, int]:
+    """Start a process of its own session, with no terminal, that prints into the log.
+
+    Its number, and how long the log is before it prints.
+
+    Raises:
+        ConfigError: the log is no file that can be written.
+    """
+    from runbook.regular_files import open_to_append  # noqa: PLC0415 - start-up stays light
+
     environment = {k: v for k, v in os.environ.items() if k != "RUNBOOK_DETACH"}
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-    files = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(log), flags, 0o644),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-    ]
-    return os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
+    # Ignored by the new process as well: it is to outlive every terminal.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with open_to_append(log) as file:
+            file.write(f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S} UTC: launched\n".encode())
+            length = file.tell()
+            files = [
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, file.fileno(), 1),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+            ]
+            pid = os.posix_spawn(command[0], command, environment, file_actions=files, setsid=True)
+            return pid, length
+    except OSError as error:
+        fix = "move it away, or choose another --workspace"
+        what = f"the session's log cannot be written: {error.strerror}"
+        raise ConfigError(what, where=str(log), fix=fix) from error
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
-def _await_start(pid: int, place: "Workspace", log: Path) -> None:
-    """Until the executor holds the workspace and has said so in the journal, or has ended."""
+def _await_start(pid: int, place: "Workspace", log: Path, before: int) -> None:
+    """Until the executor holds the workspace and has said so in the journal, or has ended.
+
+    ``before`` bytes of the log are older than it.
+    """
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
 
     limit = time.monotonic() + LAUNCH_LIMIT_S
@@ -260,7 +301,7 @@ def _await_start(pid: int, place: "Workspace", log: Path) -> None:
         if ended and code == 0:
             return
         if ended:
-            tail = log.read_text("utf-8", "replace").splitlines()[-12:]
+            tail = log.read_bytes()[before:].decode("utf-8", "replace").splitlines()[-12:]
             say("\n".join(["the executor ended at its start:", *tail]))
             raise typer.Exit(code if code > 0 else 1)
         reading = read_journal(place)

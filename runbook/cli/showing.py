@@ -13,10 +13,14 @@ from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
+    from runbook.control import Heartbeat
     from runbook.estimate import Run
     from runbook.events import Event
     from runbook.journal import Entry
+    from runbook.owner import Owner
     from runbook.report.session import SessionView
+    from runbook.report.spending import Outlook
+    from runbook.report.status import Sight
     from runbook.workspace import Workspace
 
 _TAIL = 1 << 16
@@ -76,23 +80,23 @@ def watch(
 
     place = Workspace.at(workspace)
     console = Console(file=sys.stderr)
-    view = read_session(place)
+    view, sight = _look(place)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while view.outcome.state == "running":
-                live.update(Text(_screen(view, place)), refresh=True)
+                live.update(Text(_screen(view, sight, place)), refresh=True)
                 time.sleep(every)
-                view = read_session(place)
+                view, sight = _look(place)
     else:
         before = ""
         while view.outcome.state == "running":
-            now = _screen(view, place).split("\n", 1)[-1]
+            now = _screen(view, sight, place).split("\n", 1)[-1]
             if now != before:
                 say(now)
             before = now
             time.sleep(every)
-            view = read_session(place)
-    say(_screen(view, place))
+            view, sight = _look(place)
+    say(_screen(view, sight, place))
     raise typer.Exit(view.outcome.exit_code)
 
 
@@ -130,7 +134,8 @@ def _log(place: "Workspace", step: str) -> Path:
         path = place.log(step)
         found = [path] if path.parent == place.logs and path.is_file() else []
     else:
-        found = sorted(place.logs.glob("*.log"), key=lambda p: p.stat().st_mtime)
+        logs = (path for path in place.logs.glob("*.log") if path.is_file())
+        found = sorted(logs, key=lambda p: p.stat().st_mtime)
     if not found:
         there = ", ".join(p.stem for p in place.logs.glob("*.log")) or "there is none yet"
         raise ConfigError("no such log", where=str(place.logs), fix=f"logs: {there}")
@@ -139,16 +144,23 @@ def _log(place: "Workspace", step: str) -> Path:
 
 def _print_from(path: Path, offset: int) -> int:
     """What stands behind the offset, made harmless for a terminal; the new offset."""
-    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
-
     with path.open("rb") as file:
         file.seek(offset)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
     for line in whole.decode("utf-8", "replace").splitlines():
-        sys.stdout.write(f"{one_line(line, longest=4000)}\n")
+        sys.stdout.write(f"{_harmless(line)}\n")
     sys.stdout.flush()
     return offset + len(whole)
+
+
+def _harmless(line: str) -> str:
+    """The line with its indentation, and nothing else that a terminal acts on."""
+    from runbook.problems import printable  # noqa: PLC0415 - start-up stays light
+    from runbook.report.safe_text import cut  # noqa: PLC0415 - start-up stays light
+
+    parts = cut(line, 4000).split("\t")
+    return "\t".join(printable(part, longest=len(part)) for part in parts)
 
 
 def read_session(place: "Workspace") -> "SessionView":
@@ -197,42 +209,84 @@ def reading_errors(place: "Workspace") -> Iterator[None]:
 def show(place: "Workspace", *, as_json: bool) -> None:
     """The session on one screen, or as one JSON object."""
     from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
-    from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
-    from runbook.report import spending  # noqa: PLC0415 - start-up stays light
 
-    view = read_session(place)
+    view, sight = _look(place)
     if as_json:
-        beat = encode(read_heartbeat(place)) if view.outcome.state == "running" else None
-        outlook = spending.outlook(view, _history(view))
-        told = {"heartbeat": beat, "outlook": encode(outlook)}
+        told = {"alive": sight.alive, "heartbeat": encode(sight.beat)}
+        told["outlook"] = encode(_outlook(view, sight))
         answer({"workspace": str(place.root), **encode(view), **told})
     else:
-        say(_screen(view, place))
+        say(_screen(view, sight, place))
 
 
-def _screen(view: "SessionView", place: "Workspace") -> str:
-    from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
-    from runbook.report import spending  # noqa: PLC0415 - start-up stays light
+def _screen(view: "SessionView", sight: "Sight", place: "Workspace") -> str:
     from runbook.report.status import render_status  # noqa: PLC0415 - start-up stays light
 
-    outlook = spending.outlook(view, _history(view))
-    running = view.outcome.state == "running"
-    beat = read_heartbeat(place) if running else None
-    executor = _executor(place) if running else ""
-    return render_status(view, place.root, beat, time.time(), outlook.lines, executor)
+    return render_status(view, place.root, sight, _outlook(view, sight).lines)
 
 
-def _executor(place: "Workspace") -> str:
-    """Who should be at work, and whether it still is, as far as this machine can tell."""
+def _outlook(view: "SessionView", sight: "Sight") -> "Outlook":
+    from runbook.report.spending import outlook  # noqa: PLC0415 - start-up stays light
+
+    return outlook(view, _history(view), sight.beat.progress if sight.beat else {})
+
+
+def _look(place: "Workspace") -> "tuple[SessionView, Sight]":
+    """The session, and what is seen of its executor. Raises as ``read_session`` does."""
+    from runbook.report.status import Sight  # noqa: PLC0415 - start-up stays light
+
+    view, holder = _view_and_holder(place)
+    alive = _is_alive(holder)
+    if view.outcome.state == "running" and alive is False:
+        # It may have ended the session since its journal was read.
+        view, holder = _view_and_holder(place)
+        alive = _is_alive(holder)
+    if view.outcome.state != "running":
+        return view, Sight(alive)
+    return view, _sight(place, holder, alive=alive)
+
+
+def _view_and_holder(place: "Workspace") -> "tuple[SessionView, Owner | None]":
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
+    from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
-    holder = read_journal(place).holder
+    with reading_errors(place):
+        reading = read_journal(place)
+    return build_view(reading.entries), reading.holder
+
+
+def _is_alive(holder: "Owner | None") -> bool | None:
+    """Whether anybody is at work; None for another machine's process, which cannot be seen."""
     if holder is None:
-        return "no executor is at work; the same command goes on"
-    if not holder.is_here:
-        return f"{holder.name} has it: another machine, so its heartbeat alone tells if it lives"
-    alive = "is at work" if holder.is_alive_here else "is gone; the same command goes on"
-    return f"{holder.name} {alive}"
+        return False
+    return holder.is_alive_here if holder.is_here else None
+
+
+def _sight(place: "Workspace", holder: "Owner | None", *, alive: bool | None) -> "Sight":
+    from runbook.control import read_heartbeat  # noqa: PLC0415 - start-up stays light
+    from runbook.report.status import Sight  # noqa: PLC0415 - start-up stays light
+
+    if holder is None:
+        return Sight(alive, "no executor is at work")
+    states = {
+        None: "has it: another machine, so its heartbeat alone tells if it lives",
+        True: "is at work",
+        False: "is gone",
+    }
+    who, now = f"{holder.name} {states[alive]}", time.time()
+    beat = read_heartbeat(place)
+    if beat is None or beat.pid != holder.pid:
+        # One of an earlier executor says nothing of this one.
+        return Sight(alive, who)
+    return Sight(alive, who, beat, now, _progress(beat, now))
+
+
+def _progress(beat: "Heartbeat", now: float) -> str:
+    """What the step at hand told last, as ``run`` shows it."""
+    from runbook.cli.reading import Reading, describe, observe  # noqa: PLC0415 - as above
+
+    at = now - beat.age_s(now)
+    return describe(observe(Reading(), beat.progress, at), at) if beat.progress else ""
 
 
 def _history(view: "SessionView") -> "tuple[Run, ...]":

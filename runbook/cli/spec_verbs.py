@@ -135,7 +135,10 @@ def _fate_rows(plan: "Plan", change: "StepChange") -> Iterator[tuple[str, str, s
     usd = _usd(plan, change.seconds)
     took += "" if usd is None else f", ${usd:.2f}"
     through = f" (through {', '.join(change.through)})" if change.through else ""
-    causes = [*change.fields] or [""]
+    causes = [*change.fields]
+    if change.earlier_code:
+        causes.append(f"stays, made with earlier code of {', '.join(change.earlier_code)}")
+    causes = causes or [""]
     yield change.step, change.fate.value, took, f"{causes[0]}{through}"
     yield from (("", "", "", cause) for cause in causes[1:])
     for shards in change.shards:
@@ -176,6 +179,7 @@ def _document(step: "PlannedStep") -> dict[str, Json]:
         "phase": step.phase,
         "name": step.name,
         "function": step.function,
+        "code": dict(step.code),
         "enabled": step.enabled,
         "inputs": list(step.inputs),
         "output": step.output,

@@ -5,11 +5,11 @@ capitals, which only a person can fill in.
 """
 
 import shlex
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook.errors import ConfigError
 from runbook.report import evaluation, spending
 from runbook.report import figures as f
 from runbook.report.session import AcceptanceView, ReviewView, SessionView, StepView
@@ -30,9 +30,11 @@ _CAUSES = {
     "paused": "paused, nothing is wrong",
     "no progress": "a step was interrupted again and again",
     "missing manifest": "an input is missing or was changed",
+    "changed input": "a file that a step reads or runs is not the one that was planned with",
     "dry": "phase code does a second time what has one canonical place",
 }
 """Reason of a ``SessionStopped`` -> what it means."""
+_TOO_LITTLE = "the budget's rest does not last for the next batch"
 HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
 _FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
@@ -46,6 +48,7 @@ _CURABLE = frozenset(
         "stop requested",
         "no progress",
         "missing manifest",
+        "changed input",
         "dry",
     }
 )
@@ -74,6 +77,8 @@ def title(view: SessionView) -> str:
             return f"all done (exit {now.exit_code})"
         case _ if now.decided:
             return f"stopped, and decided since: {now.decided.action} (exit {now.exit_code})"
+        case _ if now.reason == "budget" and spending.is_left_over(view):
+            return f"stopped: {_TOO_LITTLE} (exit {now.exit_code})"
         case _:
             return f"stopped: {_CAUSES.get(now.reason, now.reason)} (exit {now.exit_code})"
 
@@ -185,6 +190,15 @@ def word(step: StepView) -> str:
             return str(step.status.value)
 
 
+def losses(step: StepView) -> str:
+    """How many of a step's children were lost, and of what; empty where none was."""
+    if not step.losses:
+        return ""
+    kinds = Counter(cause.replace(", so it was killed", "") for cause in step.losses)
+    told = [cause if len(kinds) == 1 else f"{n} x {cause}" for cause, n in kinds.items()]
+    return f"{f.counted(len(step.losses), 'loss', 'losses')} ({'; '.join(told)})"
+
+
 def safe(view: SessionView) -> str:
     """What stands on disk, and whether the same command makes any of it again."""
     told = _finished(view)
@@ -197,7 +211,11 @@ def safe(view: SessionView) -> str:
     if now.state == "done":
         return f"{told}."
     kept = now.state == "running" or now.reason in _CURABLE
-    return f"{told}. {'The same command makes none of it again.' if kept else 'All of it stays.'}"
+    if not kept:
+        return f"{told}. All of it stays."
+    mended = now.reason == "error" and step and step.last
+    unless = f", unless the code of {step.name} is changed" if step and mended else ""
+    return f"{told}. The same command makes none of it again{unless}."
 
 
 def cost(view: SessionView) -> str:
@@ -243,20 +261,28 @@ def reading(view: SessionView) -> list[tuple[str, str]]:
     return found
 
 
-def next_steps(view: SessionView, root: Path) -> tuple[NextStep, ...]:
-    """What to do now, in order; empty where nothing is left."""
-    return tuple(_next_steps(view, root))
+def next_steps(view: SessionView, root: Path, *, alive: bool | None = None) -> tuple[NextStep, ...]:
+    """What to do now, in order; empty where nothing is left.
+
+    ``alive`` says whether the executor of a running session is at work; None: nobody knows.
+    """
+    return tuple(_next_steps(view, root, alive=alive))
 
 
-def _next_steps(view: SessionView, root: Path) -> Iterator[NextStep]:
+def _next_steps(view: SessionView, root: Path, *, alive: bool | None) -> Iterator[NextStep]:
     now = view.outcome
     run = view.command(root)
-    if now.state in ("none", "done"):
+    if now.state in ("none", "done") or (now.state == "running" and alive):
         return
     if now.state == "running":
-        yield NextStep("If it was killed, the same command goes on:", run)
+        told = "If it was killed, the" if alive is None else "The"
+        yield NextStep(f"{told} same command goes on:", run)
     elif view.waiting:
         yield from _decide(view, view.waiting, root)
+        if limits := spending.reached_by_reviews(view):
+            told, sets = spending.allowance(limits, view)
+            why = f"Or allow the reviewer one more request, {told}:"
+            yield NextStep(why, view.command(root, *sets))
         yield NextStep("Then the same command goes on:", run)
     elif now.decided and now.decided.action != "stop":
         yield NextStep("The decision is on record; the same command acts on it:", run)
@@ -271,22 +297,26 @@ def _again(view: SessionView, root: Path) -> NextStep:
     now, run = view.outcome, view.command(root)
     match now.reason:
         case "budget":
-            told = "Allow more; DURATION is for the whole session, time spent included, e.g. 3h:"
-            return NextStep(told, view.command(root, "budget.wall_clock=DURATION"))
+            limits = spending.reached(view.spent, view.limits) or ["wall_clock"]
+            told, sets = spending.allowance(limits, view)
+            return NextStep(f"Allow more {told}:", view.command(root, *sets))
         case "rental":
             told = "On a machine that is rented until later, with that time in pod.rental_ends:"
             return NextStep(told, run)
         case "stop requested":
             resume = shlex.join(["runbook", "resume", "--workspace", str(root)])
             return NextStep("It waits for a person, who goes on with:", resume)
-        case "error" if now.exit_code == ConfigError.code:
+        case "error" | "no progress":
             told = (
-                f"Read {_log(view)} and mend the cause. Where that changes the runbook or a file "
-                "it names, add --accept-changes REASON to the command that goes on:"
+                f"Read {_log(view)} and mend the cause. Where that changes the runbook, a file it "
+                "names or a step's code, add --accept-changes REASON to the command that goes on:"
             )
             return NextStep(told, run)
-        case "error" | "no progress":
-            told = f"Read {_log(view)} and mend the cause; the same command then goes on:"
+        case "changed input":
+            told = (
+                "Restore what is named above, or add --accept-changes REASON to the command that "
+                "goes on:"
+            )
             return NextStep(told, run)
         case "missing manifest":
             return NextStep("Restore what is named above; the same command then goes on:", run)

@@ -94,6 +94,8 @@ class StepView:
     adjustable: Mapping[str, Json]
     """What a review of this step may change: parameter -> ``min``, ``max``."""
     reviews: tuple[ReviewView, ...]
+    losses: tuple[str, ...]
+    """Why each child was lost that another one replaced, or was to."""
     skipped: str
     """Why; empty where it was not."""
     tokens: int
@@ -183,6 +185,10 @@ class SessionView:
     """Seconds of ``spent`` that are reserved and not worked yet."""
     limits: Limits = field(default_factory=Limits)
     """As the newest start of an executor declared them."""
+    request_usd: float = 0.0
+    """What one request to the reviewer may cost at worst, as declared there."""
+    batch_s: float | None = None
+    """Median seconds from one commit to the next, in the run that began last; None before two."""
     outcome: Outcome = Outcome()
     certificate: Mapping[str, Json] = field(default_factory=dict)
     """Summary of the volume's crash certificate; empty where none was made."""

@@ -2,9 +2,10 @@
 
 import textwrap
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from runbook.control import Heartbeat
+from runbook.control import BEAT_EVERY_S, Heartbeat
 from runbook.report import figures as f
 from runbook.report import outcome
 from runbook.report.safe_text import columns, one_line
@@ -22,41 +23,66 @@ _MARKS = {
     Status.PENDING: ".",
 }
 
-SILENT_S = 60.0
-"""A heartbeat comes every five seconds; one as old as this is told as a warning."""
+SILENT_S = 3 * BEAT_EVERY_S
+"""An executor whose newest heartbeat is older than this is told to be silent."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is seen of a session's executor beside the journal, which does not know its end."""
+
+    alive: bool | None = None
+    """Whether it is at work; None: it cannot be known here."""
+    who: str = ""
+    """In words, with whether it lives."""
+    beat: Heartbeat | None = None
+    """Its last sign of life."""
+    now: float = 0.0
+    """Seconds since the epoch, to tell how old that is."""
+    progress: str = ""
+    """What the step at hand told last, in words."""
+
+    @property
+    def silent(self) -> str:
+        """For how long it was silent; empty where it was not, or not for long."""
+        age = self.beat.age_s(self.now) if self.beat else 0.0
+        return f.duration(age) if age > SILENT_S else ""
+
+
+_NOTHING_SEEN = Sight()
 
 
 def render_status(
     view: SessionView,
     root: Path,
-    beat: Heartbeat | None = None,
-    now: float = 0.0,
+    sight: Sight = _NOTHING_SEEN,
     projected: Sequence[str] = (),
-    executor: str = "",
 ) -> str:
     """The screen, without a newline at its end.
 
     Args:
         view: the session.
         root: the workspace, for paths and commands.
-        beat: the executor's last sign of life.
-        now: seconds since the epoch, to tell how old it is.
+        sight: of the executor, where one should be at work.
         projected: what is still to come, against the limits.
-        executor: who is at work on it, where anybody should be.
     """
     if view.outcome.state == "none":
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
-    lines = [f"{one_line(view.name)}: {one_line(outcome.title(view))}"]
+    head = outcome.title(view)
+    if view.outcome.state == "running":
+        head = _at_work(sight)
+        view = view if sight.alive is not False else _left(view)
+    lines = [f"{one_line(view.name)}: {one_line(head)}"]
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
-    lines += [*_batches(view), *_alive(beat, now)]
-    lines += [f"  {one_line(executor)}"] if executor else []
+    lines += [*_losses(view), *_batches(view), *_signs(sight)]
+    lines += [f"  {one_line(sight.who)}"] if sight.who else []
     lines += _cost(view)
     lines += [f"  {one_line(told)}" for told in projected]
     found = [(label, str(root / path)) for label, path in outcome.reading(view)]
     if found:
         lines += ["", "Read:", *columns(found)]
-    for step in outcome.next_steps(view, root):
+    for step in outcome.next_steps(view, root, alive=sight.alive):
         lines += ["", one_line(step.why), f"  {one_line(step.command, longest=10_000)}"]
     return "\n".join(lines)
 
@@ -68,20 +94,49 @@ def _row(step: StepView) -> tuple[str, ...]:
     return (_MARKS[step.status], step.phase, step.name, word, attempt, time)
 
 
-def _alive(beat: Heartbeat | None, now: float) -> list[str]:
+def _at_work(sight: Sight) -> str:
+    """The headline of a session that was begun and that nothing has ended."""
+    if sight.alive is False:
+        return "not at work (its executor is gone); the same command goes on"
+    return f"running, but no sign of life for {sight.silent}" if sight.silent else "running"
+
+
+def _left(view: SessionView) -> SessionView:
+    """As the next executor will find it: what was at work when the last one went was interrupted.
+
+    The journal is told so only then.
+    """
+    steps = (
+        replace(s, status=Status.INTERRUPTED) if s.status is Status.RUNNING else s
+        for s in view.steps
+    )
+    return replace(view, steps=tuple(steps))
+
+
+def _signs(sight: Sight) -> list[str]:
     """How old the executor's last sign of life is, and what the step told last."""
+    beat = sight.beat
     if beat is None:
         return []
-    told = ", ".join(f"{name} {value}" for name, value in beat.progress.items() if name != "step")
-    age = beat.age_s(now)
+    age = f.duration(beat.age_s(sight.now))
     gpus = [
         f"  GPU {g.get('gpu')}: {g.get('utilization')} %, "
         f"{g.get('memory_mib')} of {g.get('memory_total_mib')} MiB"
         for g in beat.gpus
     ]
-    silent = "; it may hang, or be gone" if age > SILENT_S else ""
-    lines = [f"  progress: {one_line(told)}"] if told else []
-    return [*lines, *gpus, f"  heartbeat of process {beat.pid}: {f.duration(age)} ago{silent}"]
+    hint = {None: "; it may hang, or be gone", True: "; it may hang", False: ""}[sight.alive]
+    silent = hint if sight.silent else ""
+    lines = [f"  progress {age} ago: {one_line(sight.progress)}"] if sight.progress else []
+    return [*lines, *gpus, f"  heartbeat of process {beat.pid}: {age} ago{silent}"]
+
+
+def _losses(view: SessionView) -> list[str]:
+    """The steps of which a child was lost."""
+    return [
+        f"  {one_line(f'{step.name}: {outcome.losses(step)}')}"
+        for step in view.steps
+        if step.losses
+    ]
 
 
 def _cost(view: SessionView) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from runbook import events as ev
 from runbook.report import criteria, evaluation, facts
 from runbook.report import figures as f
-from runbook.report.outcome import word
+from runbook.report.outcome import losses, word
 from runbook.report.safe_text import Code, block, code, json_line, prose, table
 from runbook.report.session import AttemptView, ReviewView, StepView
 from runbook.state import Status
@@ -53,6 +53,8 @@ def _gate(step: StepView, attempt: AttemptView) -> list[str]:
 
 def _history(step: StepView) -> Iterator[str]:
     """What happened to the step, attempt by attempt; nothing where it simply passed."""
+    if lost := losses(step):
+        yield f"Its child was replaced after {prose(lost)}."
     for attempt in step.attempts:
         yield from _changes(attempt)
         if attempt.extension:

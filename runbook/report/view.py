@@ -7,6 +7,7 @@ parameters of two attempts.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from typing import TypeVar
 
 from runbook import budget
@@ -36,6 +37,8 @@ from runbook.state import Status
 __all__ = ["SessionView", "build_view"]
 
 T = TypeVar("T")
+_ASKED = frozenset({"SIGTERM", "SIGINT", "paused after a committed batch"})
+"""Causes of a ``StepInterrupted`` that lost no child."""
 
 
 def build_view(entries: Sequence[Entry]) -> SessionView:
@@ -70,6 +73,8 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         spent=budget.spent(known),
         ahead=_ahead(known),
         limits=Limits.of(limits[-1]),
+        request_usd=limits[-1].get("request_usd", 0.0),
+        batch_s=_batch_s(entries, known),
         outcome=_outcome(known),
         certificate=certificates[-1],
         pod_stop=next(iter(reversed(_all(known, ev.PodStopRequested))), None),
@@ -113,6 +118,19 @@ def _acceptances(entries: Sequence[Entry], known: Sequence[ev.Event]) -> Iterato
                 again = tuple((name, verdicts.get(name, "")) for name in fact.rejudged)
                 told = (fact.author, fact.reason, fact.changes, fact.invalidated)
                 yield AcceptanceView(entry.wall, *told, again)
+
+
+def _batch_s(entries: Sequence[Entry], known: Sequence[ev.Event]) -> float | None:
+    """The first commit counts from none: what a step does before it says nothing of a batch."""
+    times: list[float] = []
+    for entry, fact in zip(entries, known, strict=True):
+        match fact:
+            case ev.StepStarted():
+                times = []
+            case ev.BatchCommitted():
+                times.append(entry.mono)
+    gaps = sorted(after - before for before, after in pairwise(times))
+    return gaps[len(gaps) // 2] if gaps else None
 
 
 def _ahead(known: Iterable[ev.Event]) -> float:
@@ -220,6 +238,7 @@ def _step(
         adjustments=tuple(_all(mine, ev.Adjusted)),
         adjustable=mapping(document.get("adjustable")),
         reviews=_reviews(mine, superseded),
+        losses=tuple(f.cause for f in _all(mine, ev.StepInterrupted) if not _was_asked(f.cause)),
         skipped=skipped[-1].why if skipped else "",
         tokens=sum(tokens.values()),
         seconds=sum(f.seconds for f in finished),
@@ -229,6 +248,11 @@ def _step(
         manifest_sha256=written[-1].sha256 if written else "",
         judged=written[-1].judged_path if written else "",
     )
+
+
+def _was_asked(cause: str) -> bool:
+    """Whether the executor, a person or the step itself wanted this interruption."""
+    return cause in _ASKED or cause.startswith("a person asked for it")
 
 
 def _reviews(mine: list[ev.Event], superseded: set[str]) -> tuple[ReviewView, ...]:

@@ -120,8 +120,8 @@ MUTANTS = (
     Mutant(
         "a step begun without a lease",
         "runbook/supervision.py",
-        "        self._terminal = terminal\n        self._check_budget()\n",
-        "        self._terminal = terminal\n",
+        '        self._terminal, self._too_long = terminal, ""\n        self._check_budget()\n',
+        '        self._terminal, self._too_long = terminal, ""\n',
         (_BUDGET + "no_step_begins_without_a_lease",),
     ),
     Mutant(
@@ -141,8 +141,8 @@ MUTANTS = (
     Mutant(
         "HEAD is not looked at",
         "runbook/journal.py",
-        "            self._check_head(number, lines, end)\n",
-        "            pass\n",
+        "        self._check_head(number, lines, end)\n",
+        "        pass\n",
         (_JOURNAL + "a_lost_line_below_head_is_refused",),
     ),
     Mutant(
@@ -155,7 +155,7 @@ MUTANTS = (
     Mutant(
         "HEAD may be missing",
         "runbook/journal.py",
-        "            if len(lines) > 1:\n",
+        "            if len(lines) > 1 and not head.exists():\n",
         "            if False:\n",
         (_JOURNAL + "a_missing_head_is_refused",),
     ),
@@ -179,6 +179,13 @@ MUTANTS = (
         "        self._check_fence()\n",
         "",
         ("tests/test_takeover.py::test_a_child_does_not_work_on_beside_that_of_the_next_executor",),
+    ),
+    Mutant(
+        "what was added before the claim is not read",
+        "runbook/journal.py",
+        "                found = self._found_since(reading)\n",
+        "                found = reading\n",
+        (_JOURNAL + "a_line_acknowledged_while_another_takes_over_counts",),
     ),
     Mutant(
         "a claim that two can make",
@@ -261,8 +268,8 @@ MUTANTS = (
     Mutant(
         "orphans are left alone",
         "runbook/executor.py",
-        "        end_orphans(workspace.root)\n",
-        "",
+        "        end_orphans(workspace.root)\n        artifacts.settle",
+        "        artifacts.settle",
         (_EXECUTOR + "what_a_killed_run_left_is_cleared_at_the_start",),
     ),
 )

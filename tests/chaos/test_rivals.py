@@ -269,7 +269,8 @@ def orphan(folder: Path, calm: Result, seeds: Sequence[int]) -> list[str]:
 def _orphan(folder: Path, calm: Result, seed: int) -> str:
     """Kill an executor alone while its child and a process of the child's work, and go on."""
     place, log = Workspace.at(folder / f"w{seed}"), folder / f"{seed}.log"
-    plan = small_plan(0.05, runbook=Path(__file__))
+    # Slow enough not to be done before the kill.
+    plan = small_plan(0.4, runbook=Path(__file__))
     steps = tuple(replace(step, function="orphan_steps:run") for step in plan.steps)
     plan = replace(plan, steps=steps)
     notes = place.logs / "sleepers"
