@@ -7,7 +7,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SEAM = {"runbook.contract", "runbook.errors", "runbook.artifacts", "runbook.text"}
+SEAM = {
+    "runbook.contract",
+    "runbook.errors",
+    "runbook.artifacts",
+    "runbook.regular_files",
+    "runbook.text",
+}
 """All of the executor that a phase, a gate or a reviewer may know."""
 HEAVY = {"torch", "transformers", "trl", "peft", "bitsandbytes", "datasets", "accelerate"}
 OWN = {"runbook", "phases", "gates", "agent"}
