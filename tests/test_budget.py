@@ -73,6 +73,16 @@ def test_a_lease_never_reaches_beyond_the_limit() -> None:
     assert book.ledger.exhausted(terminal=False) == "wall clock: 500 s of 500 s spent"
 
 
+def test_what_was_spent_is_told_where_some_is_left_too() -> None:
+    """A stop before any limit names them all, with more digits where cents do not say enough."""
+    book = Book(Limits(wall_clock_s=6.0, usd=0.01, usd_per_hour=3.6))
+    book.now = 4.3
+
+    told = book.ledger.exhausted(terminal=True)
+
+    assert told == "wall clock: 4 s of 6 s spent; money: $0.0043 of $0.01 spent"
+
+
 def test_a_killed_executors_lease_is_spent_whole() -> None:
     """Nobody knows how long it lived, so it cost what it had reserved."""
     book = Book(Limits(wall_clock_s=1000.0))

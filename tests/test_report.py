@@ -16,6 +16,7 @@ from markdown_it import MarkdownIt
 
 from gates.stats import paired_comparison
 from runbook import events as ev
+from runbook.budget import dollars
 from runbook.codec import encode
 from runbook.contract import (
     Artifact,
@@ -530,8 +531,8 @@ def test_a_review_that_waits_for_want_of_money_names_the_limit(
 
 def test_a_budget_that_is_not_spent_is_not_called_spent() -> None:
     """Where only the next batch does not fit, the headline says that."""
-    short = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(4.0, 0.0))
-    gone = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(5.5, 0.0))
+    short = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(5.3, 0.0))
+    gone = out_of_money({"wall_clock_s": 6}, ev.TimeLeased(5.9, 0.0))
 
     head = "test: stopped: the budget's rest does not last for the next batch (exit 4)"
     assert render_status(short, Path("/ws")).split("\n")[0] == head
@@ -915,6 +916,11 @@ def test_commands_are_quoted_for_a_shell() -> None:
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
+        (dollars(12.5), "$12.50"),
+        (dollars(0.5), "$0.50"),
+        (dollars(0.0053), "$0.0053"),
+        (dollars(0.0000123), "$0.000012"),
+        (dollars(0.0), "$0.00"),
         (figures.duration(0.42), "0.4 s"),
         (figures.duration(59.6), "1 min 00 s"),
         (figures.duration(192), "3 min 12 s"),

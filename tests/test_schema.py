@@ -491,6 +491,28 @@ class TestErrors:
 
         assert refused(folder).where == f"{path}:2:1"
 
+    @pytest.mark.parametrize(
+        ("text", "nature"),
+        [
+            ("root:x:0:0:secret\ndaemon:x:1:1:secret\n", "text"),
+            ("31337\n", "a number, or true or false"),
+            ("- secret\n", "a list"),
+        ],
+    )
+    def test_a_file_of_another_kind(self, folder: Path, text: str, nature: str) -> None:
+        """A spec that leads to some other file is told by its kind, without a word of its own."""
+        path = folder / "specs" / "pilot.yaml"
+        path.unlink()
+        (folder / "other").write_text(text)
+        path.symlink_to(folder / "other")
+
+        error = refused(folder)
+
+        assert error.what == f"the document is {nature}, not a mapping of keys to values"
+        assert error.where == f"{path}:1:1"
+        assert "secret" not in str(error)
+        assert "31337" not in str(error)
+
     def test_criteria_as_one(self, folder: Path) -> None:
         """An emptied gate is an error and not the lack of a gate."""
         path = folder / "specs" / "pilot.yaml"

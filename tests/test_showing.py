@@ -60,6 +60,9 @@ def test_a_live_executor_is_shown_with_its_progress_and_its_silence(
     """Progress reads as it does while running, with its age; nothing tells to start a second."""
     with open_journal(place) as journal:
         begin(journal)
+        for number in range(4):
+            batch = ev.BatchCommitted("a", 1, f"k{number}", "p", "0" * 64, 1)
+            journal.append(batch.to_body())
         beat(place, 19, os.getpid())
 
         told = call(capfd, "status", "--workspace", place.root).err
@@ -72,6 +75,7 @@ def test_a_live_executor_is_shown_with_its_progress_and_its_silence(
     assert "the same command" not in told.partition("Spent")[2]
     assert facts["alive"] is True
     assert facts["heartbeat"]["progress"] == PROGRESS
+    assert [step["at_pace"] for step in facts["outlook"]["steps"]] == [True]
 
 
 def test_the_heartbeat_of_an_earlier_executor_is_not_shown(

@@ -2,8 +2,8 @@
 
 import json
 import os
-import re
 import pty
+import re
 import signal
 import subprocess
 import sys
@@ -63,7 +63,8 @@ class Scene:
         return [f for f in facts(read_entries(self.place)) if isinstance(f, kind)]
 
     def meter(self) -> MeterRecord:
-        """What the newest meter shows of itself."""
+        """What the newest meter shows of itself, once it does."""
+        until(MeterRecords.of(self.place.root).newest)
         record = MeterRecords.of(self.place.root).newest()
         assert record is not None
         return record
@@ -170,7 +171,9 @@ def test_a_failed_launch_shows_its_own_words_alone(scene: Scene) -> None:
     assert again.err.startswith("the executor ended at its start:\nerror: ")
     assert "seed" in again.err
     assert "last words" not in again.err
-    dated = re.findall(r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: launched$", log.read_text(), re.M)
+    dated = re.findall(
+        r"^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC: launched$", log.read_text(), re.MULTILINE
+    )
     assert len(dated) == 2
 
 
@@ -263,7 +266,7 @@ def test_a_stop_with_no_executor_at_work_is_put_on_record(scene: Scene) -> None:
     os.killpg(record["pid"], signal.SIGKILL)
     until(lambda: not psutil.pid_exists(record["pid"]) or dead(record["pid"]))
 
-    assert "is gone; the same command goes on" in scene.call("status").err
+    assert "(its executor is gone); the same command goes on" in scene.call("status").err
     asked = scene.call("stop", "--reason", "enough")
 
     assert "is on record" in asked.err

@@ -24,6 +24,8 @@ from runbook.state import Status
 _HOUR = 3600.0
 _SECOND = 1.0
 """As near as this to its end a limit counts as reached."""
+_SKEW_S = 0.2
+"""So far a limit may be off that the meter, another process, saw reached."""
 _UNKNOWN = Interval(0.0, None)
 _NOTHING_TOLD: Mapping[str, Json] = MappingProxyType({})
 
@@ -113,7 +115,7 @@ def reached_by_reviews(view: SessionView) -> list[str]:
 
 def is_left_over(view: SessionView) -> bool:
     """Whether the limits leave time, though too little for what was to be done."""
-    return _SECOND <= seconds_left(view.limits, view.spent, terminal=False) < math.inf
+    return _SKEW_S < seconds_left(view.limits, view.spent, terminal=False) < math.inf
 
 
 def allowance(names: Iterable[str], view: SessionView) -> tuple[str, list[str]]:
