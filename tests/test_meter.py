@@ -437,7 +437,7 @@ def test_no_command_is_declared(pod: Pod) -> None:
 
     assert (stop.command, stop.tries, stop.last_rc) == (None, 0, None)
     assert executor.process.wait(SOON_S) == -signal.SIGKILL
-    assert "no stop_pod is declared" in pod.log()
+    eventually(lambda: "no stop_pod is declared" in pod.log())
 
 
 def test_a_stop_that_fails_is_tried_again(pod: Pod) -> None:
