@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test test-chaos lint system-deps clean
+.PHONY: install quickstart test test-chaos sabotage lint system-deps clean
 
 install: $(VENV)/.installed
 
@@ -24,6 +24,7 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/runbook gate dry phases gates agent runbook
 
 test: install lint
 	$(BIN)/python -m pytest
@@ -35,6 +36,10 @@ system-deps:
 test-chaos: install
 	-$(PIP) -c constraints.txt -e '.[chaos]'
 	$(BIN)/python -m pytest -m chaos -rs tests/chaos
+
+# Planted faults, each to be stopped at the first gate that can see it; writes docs/sabotage.md's table.
+sabotage: install
+	PYTHONPATH=tests $(BIN)/python -m sabotage --write
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -14,6 +14,12 @@ _MARKUP = re.compile(r"<(?![ =])|[\[`*]")
 """What would begin a tag, a link, code or emphasis; a threshold's ``< 0.1`` does not."""
 
 
+_SMOKE = (
+    "This attempt is a smoke, a few rows made with a change. Nothing of it can pass: a retry has",
+    "the change run in full, and so has an override by a person.",
+)
+
+
 def ask(request: ReviewRequest) -> None:
     """Write ``request.md`` into the review's folder; safe to repeat."""
     write_text(request.workspace / request.path / "request.md", render(request))
@@ -43,6 +49,7 @@ def question(request: ReviewRequest) -> str:
         "",
         f"Failures so far: {request.failures} of {request.retries + 1} allowed.",
         f"You may answer: {', '.join(request.allowed)}. No answer can change a threshold.",
+        *(_SMOKE if request.attempts and request.attempts[-1].look == 0 else ()),
         "",
         "| criterion | verdict | value | n | threshold | why |",
         "|---|---|---|---|---|---|",
@@ -74,7 +81,7 @@ def _changes(request: ReviewRequest) -> list[str]:
 
 def _attempt(attempt: Attempt) -> list[str]:
     """Verdict, reasons and parameters; the lists of a spec stand as JSON."""
-    again = ", extended sample" if attempt.look > 1 else ""
+    again = {0: ", a smoke of a few rows", 2: ", extended sample"}.get(attempt.look, "")
     return [
         f"### Attempt {attempt.attempt}{again}: {attempt.verdict}",
         "",

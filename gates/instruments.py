@@ -1,22 +1,30 @@
-"""Filters' readings of labelled probes to what they are worth. No torch.
+"""Instruments' readings of labelled probes to what they are worth. No torch.
 
 Reads one JSONL row a probe and filter: ``kind, filter, id, half, group, good, score, kept,
-in_use``. Only rows of the half that set no cut count; rows that a model wrote are told apart.
+in_use``; and one a probe and detector: ``instrument, id, half, difficulty, label, said``. Only rows
+of the half that set no cut, and by which nothing was mended, count; rows that a model wrote are
+told apart.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gates.stats import auc, auc_bound, wilson
-from runbook.artifacts import read_jsonl
+from gates.evidence import UNREADABLE, rows_of, unread
+from gates.stats import auc, auc_bound, wilson, wilson_bound
 from runbook.contract import Instrument, Json, Metric
-from runbook.errors import RunbookError
 
 READINGS: Final = "filter_readings"
 """The metric whose evidence is the file of readings."""
+DETECTORS: Final = "detector_readings"
+"""As ``READINGS``, of the detectors."""
+OF_FILTERS: Final = ("instruction_filter_auc", "pair_filter_auc", "pair_filter_hard_auc")
+DERIVES: Final = (*OF_FILTERS, "*_sensitivity", "*_specificity")
+"""An asterisk stands for any detector's name."""
 _NO_CUT: Final = "no cut keeps ten tuning rows of which good_share are good; lower it or label more"
 _REMEDY: Final = "name another filter in the calibration's spec, or show it better examples"
+
+_MEND: Final = "the detector is not what was shipped, or worse; 'runbook gate calibrate' shows it"
 
 Row = dict[str, Json]
 
@@ -24,23 +32,84 @@ Row = dict[str, Json]
 def derive(
     metrics: Sequence[Metric], workspace: Path
 ) -> tuple[tuple[Metric, ...], dict[str, Json]]:
-    """The metrics with those of the filters in use added, and every filter's for the report.
+    """The metrics with those of the instruments added, and every instrument's for the report.
 
     Adds ``instruction_filter_auc``, ``pair_filter_auc`` (on easy negatives) and, for the report
-    alone, ``pair_filter_hard_auc``. Where the rows cannot be read, nothing is added, so that the
-    criteria find nothing measured.
+    alone, ``pair_filter_hard_auc``; and of each detector ``<name>_sensitivity`` and
+    ``<name>_specificity``. Where the rows cannot be read, the filters' are there without a value,
+    which says why; of detectors not even the names are known then, so nothing is added.
     """
-    readings = next((m for m in metrics if m.name == READINGS), None)
-    if readings is None:
-        return tuple(metrics), {}
-    try:
-        rows = read_jsonl(workspace / readings.evidence)
-        _refuse_doubles(rows)
-        found = _metrics(rows, readings.evidence)
-        table = _table(rows)
-    except (RunbookError, ValueError, KeyError, TypeError) as error:
-        return tuple(metrics), {"error": str(error)}
-    return (*metrics, *found), {"filters": table}
+    known: list[Metric] = [*metrics]
+    details: dict[str, Json] = {}
+    for metric in metrics:
+        if metric.name not in (READINGS, DETECTORS):
+            continue
+        of_filters = metric.name == READINGS
+        try:
+            rows = rows_of(metric, workspace)
+            if of_filters:
+                _refuse_doubles(rows)
+                found, table = _metrics(rows, metric.evidence), _table(rows)
+            else:
+                found, table = _agreements(rows, metric.evidence), _detector_table(rows)
+            details["filters" if of_filters else "detectors"] = table
+        except UNREADABLE as error:
+            found = unread(OF_FILTERS if of_filters else (), metric, error)
+            details["error" if of_filters else "detectors_error"] = str(error)
+        known += found
+    return tuple(known), details
+
+
+def _agreements(rows: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
+    """Sensitivity and specificity of each detector, with their lower bounds."""
+    if len({(r["instrument"], r["id"]) for r in rows}) != len(rows):
+        raise ValueError("a probe stands twice among the detectors' readings")
+    if not all(isinstance(r["label"], bool) and isinstance(r["said"], bool) for r in rows):
+        raise ValueError("a detector's reading is no yes or no")
+    found = []
+    for name in dict.fromkeys(str(r["instrument"]) for r in rows):
+        for side, label in (("sensitivity", True), ("specificity", False)):
+            asked = [r for r in rows if r["instrument"] == name and r["half"] == "test"]
+            hits = [r["said"] is label for r in asked if r["label"] is label]
+            n, right = len(hits), sum(hits)
+            found.append(
+                Metric(
+                    f"{name}_{side}",
+                    right / n if n else None,
+                    n=n,
+                    successes=right,
+                    denominator="probes by which it was not mended",
+                    bound=wilson_bound(right, n, side="lower") if n else None,
+                    evidence=evidence,
+                    note=_MEND,
+                )
+            )
+    return tuple(found)
+
+
+def _detector_table(rows: Sequence[Row]) -> list[dict[str, Json]]:
+    """An entry for each detector, in the order of the rows; with the rows that it got wrong."""
+    found: list[dict[str, Json]] = []
+    for name in dict.fromkeys(str(row["instrument"]) for row in rows):
+        test = [r for r in rows if r["instrument"] == name and r["half"] == "test"]
+        found.append(
+            {
+                "instrument": name,
+                **{
+                    part: {
+                        "sensitivity": _rate([r["said"] for r in asked if r["label"]]),
+                        "specificity": _rate([not r["said"] for r in asked if not r["label"]]),
+                    }
+                    for part, asked in (
+                        ("all", test),
+                        ("easy", [r for r in test if r["difficulty"] == "easy"]),
+                        ("hard", [r for r in test if r["difficulty"] == "hard"]),
+                    )
+                },
+                "wrong": [r["id"] for r in test if r["said"] is not r["label"]],
+            }
+        )
+    return found
 
 
 def _refuse_doubles(rows: Sequence[Row]) -> None:
@@ -53,9 +122,9 @@ def _metrics(rows: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
     instructions = [row for row in used if row["kind"] == "instructions"]
     pairs = [row for row in used if row["kind"] == "pairs"]
     return (
-        _auc("instruction_filter_auc", instructions, ("easy", "hard"), evidence),
-        _auc("pair_filter_auc", pairs, ("good", "easy"), evidence),
-        _auc("pair_filter_hard_auc", pairs, ("good", "hard"), evidence),
+        _auc(OF_FILTERS[0], instructions, ("easy", "hard"), evidence),
+        _auc(OF_FILTERS[1], pairs, ("good", "easy"), evidence),
+        _auc(OF_FILTERS[2], pairs, ("good", "hard"), evidence),
     )
 
 

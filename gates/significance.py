@@ -8,13 +8,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from gates.evidence import UNREADABLE, named, rows_of, unread
 from gates.stats import PairedComparison, paired_comparison
-from runbook.artifacts import read_jsonl
 from runbook.contract import Json, Metric
-from runbook.errors import RunbookError
 
 PAIRED: Final = "paired_outcomes"
 """The metric whose evidence is the file of pairs."""
+DERIVES: Final = (
+    "mcnemar_p",
+    "exact_p",
+    "lift",
+    "lift_ci_width",
+    "base_ci_width",
+    "tuned_ci_width",
+    "kinds_worse",
+)
 
 
 def derive(
@@ -22,22 +30,23 @@ def derive(
 ) -> tuple[tuple[Metric, ...], dict[str, Json]]:
     """The metrics with those of the paired comparison added, and the comparison for the report.
 
-    Where the pairs cannot be read, nothing is added, so that the criteria find nothing measured.
+    Where the pairs cannot be read, they are there without a value, which says why.
     """
-    pairs = next((m for m in metrics if m.name == PAIRED), None)
+    pairs = named(metrics, PAIRED)
     if pairs is None:
         return tuple(metrics), {}
     try:
-        rows = read_jsonl(workspace / pairs.evidence)
+        rows = rows_of(pairs, workspace)
         whole = _compare(rows, "base", "tuned")
-    except (RunbookError, ValueError, KeyError) as error:
-        return tuple(metrics), {"error": str(error)}
-    split = {
-        aspect: _compare(rows, f"base_{aspect}", f"tuned_{aspect}").to_dict()
-        for aspect in ("format", "content")
-        if all(f"base_{aspect}" in row for row in rows)
-    }
-    return (*metrics, *_metrics(whole)), {"comparison": whole.to_dict(), "split": split}
+        split = {
+            aspect: _compare(rows, f"base_{aspect}", f"tuned_{aspect}").to_dict()
+            for aspect in ("format", "content")
+            if all(f"base_{aspect}" in row for row in rows)
+        }
+    except UNREADABLE as error:
+        return (*metrics, *unread(DERIVES, pairs, error)), {"error": str(error)}
+    found = _metrics(whole, pairs.evidence)
+    return (*metrics, *found), {"comparison": whole.to_dict(), "split": split}
 
 
 def _compare(rows: Sequence[dict[str, Json]], base: str, tuned: str) -> PairedComparison:
@@ -51,17 +60,25 @@ def _compare(rows: Sequence[dict[str, Json]], base: str, tuned: str) -> PairedCo
     )
 
 
-def _metrics(whole: PairedComparison) -> tuple[Metric, ...]:
-    n = whole.n
+def _metrics(whole: PairedComparison, evidence: str) -> tuple[Metric, ...]:
     worse = [name for name, kind in whole.by_kind.items() if _is_worse(kind)]
+    values = {
+        "mcnemar_p": whole.mcnemar_p,
+        "exact_p": whole.exact_p,
+        "lift": whole.lift,
+        "lift_ci_width": whole.lift_ci[1] - whole.lift_ci[0],
+        "base_ci_width": whole.base_ci[1] - whole.base_ci[0],
+        "tuned_ci_width": whole.tuned_ci[1] - whole.tuned_ci[0],
+    }
     return (
-        Metric("mcnemar_p", whole.mcnemar_p, n=n),
-        Metric("exact_p", whole.exact_p, n=n),
-        Metric("lift", whole.lift, n=n),
-        Metric("lift_ci_width", whole.lift_ci[1] - whole.lift_ci[0], n=n),
-        Metric("base_ci_width", whole.base_ci[1] - whole.base_ci[0], n=n),
-        Metric("tuned_ci_width", whole.tuned_ci[1] - whole.tuned_ci[0], n=n),
-        Metric("kinds_worse", float(len(worse)), n=len(whole.by_kind), note=", ".join(worse)),
+        *(Metric(name, value, n=whole.n, evidence=evidence) for name, value in values.items()),
+        Metric(
+            "kinds_worse",
+            float(len(worse)),
+            n=len(whole.by_kind),
+            evidence=evidence,
+            note=", ".join(worse),
+        ),
     )
 
 

@@ -144,6 +144,62 @@ def mcnemar_exact(n01: int, n10: int) -> float:
     return float(stats.binomtest(int(n01), int(n01 + n10), 0.5).pvalue)
 
 
+def mcnemar_power(n: int, p01: float, p10: float, alpha: float = 0.01) -> float:
+    """Return the chance that `mcnemar_exact` of n items is at most alpha, in [0, 1].
+
+    An item is gained with chance p01 and lost with p10. Exact and unconditional (Schork and
+    Williams 1980): over the discordant count, Binomial(n, p01 + p10), the chance that the fair
+    binomial test of so many rejects. Connor's formula (1987) is its normal approximation.
+    Raises ValueError for rates that cannot be, or an alpha outside (0, 1).
+    """
+    import numpy as np  # noqa: PLC0415 - slow, and few gates need it
+    from scipy.stats import binom  # noqa: PLC0415 - slow, and few gates need it
+
+    _check_counts(n=n)
+    discordant = p01 + p10
+    if not (p01 >= 0 and p10 >= 0 and discordant <= 1 + 1e-12):
+        raise ValueError(f"mcnemar_power: p01 {p01!r} and p10 {p10!r} are no rates of one set.")
+    if not 0 < alpha < 1:
+        raise ValueError(f"mcnemar_power: alpha is {alpha!r}; give a share such as 0.01.")
+    if n * discordant < 1e-15:
+        return 0.0  # hardly ever is any item discordant, and scipy overflows on such rates
+    discordant = min(discordant, 1.0)
+    # Counts further from the mean weigh less than 1e-13 together, by Bernstein's inequality.
+    mean = n * discordant
+    reach = 8 * math.sqrt(mean * (1 - discordant)) + 40
+    count = np.arange(max(1, math.floor(mean - reach)), min(n, math.ceil(mean + reach)) + 1)
+    reached = binom.ppf(alpha / 2, count, 0.5)
+    critical = np.where(2 * binom.cdf(reached, count, 0.5) <= alpha, reached, reached - 1)
+    gain = round(p01 / discordant, 15)
+    tails = binom.cdf(critical, count, gain) + binom.cdf(critical, count, 1 - gain)
+    return min(1.0, float(np.sum(binom.pmf(count, n, discordant) * tails)))
+
+
+def smallest_lift(
+    n: int, discordant_rate: float, alpha: float = 0.01, power: float = 0.80
+) -> float | None:
+    """Return the smallest lift that n items show at alpha with this power, or None.
+
+    So many of the items are discordant, or as many as the lift itself, where that is more. None:
+    not even a lift of 1 would be shown. Raises ValueError as `mcnemar_power`.
+    """
+    from scipy import optimize  # noqa: PLC0415 - slow, and few gates need it
+
+    if not 0 <= discordant_rate <= 1 or not alpha < power < 1:
+        raise ValueError(
+            f"smallest_lift: the discordant rate is {discordant_rate!r}, the power {power!r}; "
+            "give a rate, and a power between alpha and 1."
+        )
+
+    def missing(lift: float) -> float:
+        discordant = max(discordant_rate, lift)
+        gained, lost = (discordant + lift) / 2, (discordant - lift) / 2
+        return mcnemar_power(n, gained, lost, alpha) - power
+
+    # Without a lift the power is at most alpha; it grows with the lift.
+    return float(optimize.brentq(missing, 0.0, 1.0, xtol=1e-9)) if missing(1.0) >= 0 else None
+
+
 def cohens_h(p1: float, p2: float) -> float:
     """Return the signed effect size 2 asin(sqrt(p1)) - 2 asin(sqrt(p2)) (Cohen 1988, 6.2)."""
     for name, rate in (("p1", p1), ("p2", p2)):

@@ -1,13 +1,15 @@
 """Metrics against declared criteria: the verdict and its reasons. Pure; reads no file.
 
 Rule: nothing passes by default. A metric that is missing, empty, not finite, inconsistent or read
-from an instrument that failed its own check is ``invalid``. A rate passes when its one-sided 95 %
+from an instrument that failed its own check is ``invalid``, and so is a control that does not hold:
+it says that the measurement is wrong, not what was measured. A rate passes when its one-sided 95 %
 Wilson bound clears the threshold, or, where the sample cannot grow any more, by the criterion's
 declared rule, marked thin.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -20,17 +22,25 @@ _RANGES: Final[dict[str, Callable[[float], bool]]] = {
     "p_value": lambda v: 0 <= v <= 1,
     "rate": lambda v: 0 <= v <= 1,
     "instrument": lambda v: 0 <= v <= 1,
+    "power": lambda v: 0 <= v <= 1,
     "census": lambda v: v >= 0,
 }
 
 
-def judge(criteria: Sequence[Criterion], metrics: Sequence[Metric], *, final: bool) -> Judgement:
+def judge(
+    criteria: Sequence[Criterion],
+    metrics: Sequence[Metric],
+    *,
+    final: bool,
+    doubts_a_pass: Collection[str] = (),
+) -> Judgement:
     """Judge every criterion.
 
     Args:
         criteria: the gate's.
-        metrics: what was measured; names are unique.
+        metrics: what was measured; a name that stands twice makes the gate invalid.
         final: the sample cannot be extended any more.
+        doubts_a_pass: metrics that, read and not holding, make a pass invalid and leave a fail.
 
     Returns:
         A tripped sentinel makes the gate fail before anything else; then invalid, fail and
@@ -41,23 +51,36 @@ def judge(criteria: Sequence[Criterion], metrics: Sequence[Metric], *, final: bo
         _judge_one(c, named[c.metric], final=final) if c.metric in named else _missing(c, named)
         for c in criteria
     )
-    doubled = sorted({m.name for m in metrics if sum(o.name == m.name for o in metrics) > 1})
-    if doubled:
-        results = tuple(
-            _with(r, Verdict.INVALID, "the metric was reported twice") if r.metric in doubled else r
-            for r in results
-        )
+    doubled = sorted(name for name, times in Counter(m.name for m in metrics).items() if times > 1)
+    twice = "the metric was reported twice"
+    results = tuple(_with(r, Verdict.INVALID, twice) if r.metric in doubled else r for r in results)
     reasons = tuple(
         f"{r.metric}: {r.reason}" for r in results if r.verdict is not Verdict.PASS or r.thin
     )
-    return Judgement(_overall(results), results, reasons)
+    asked = {r.metric for r in results}
+    reasons += tuple(f"{name}: {twice}" for name in doubled if name not in asked)
+    verdict = _overall(results, doubts_a_pass)
+    if doubled and not (verdict is Verdict.FAIL and _tripped(results)):
+        verdict = Verdict.INVALID
+    return Judgement(verdict, results, reasons)
 
 
-def _overall(results: Sequence[CriterionResult]) -> Verdict:
+def _tripped(results: Sequence[CriterionResult]) -> bool:
+    return any(r.kind == "sentinel" and r.verdict is Verdict.FAIL for r in results)
+
+
+def _overall(results: Sequence[CriterionResult], doubts_a_pass: Collection[str]) -> Verdict:
     if not results:
         return Verdict.INVALID
-    if any(r.kind == "sentinel" and r.verdict is Verdict.FAIL for r in results):
+    if _tripped(results):
         return Verdict.FAIL
+    others = [r for r in results if r.value is None or r.metric not in doubts_a_pass]
+    if _worst(others) is Verdict.FAIL:
+        return Verdict.FAIL
+    return _worst(results)
+
+
+def _worst(results: Sequence[CriterionResult]) -> Verdict:
     for verdict in _WORST_FIRST:
         if any(r.verdict is verdict for r in results):
             return verdict
@@ -92,6 +115,8 @@ def _judge_one(criterion: Criterion, metric: Metric, *, final: bool) -> Criterio
     assert metric.value is not None
     if criterion.kind == "instrument":
         return _judge_instrument(criterion, metric, blank)
+    if criterion.kind == "control":
+        return _judge_control(criterion, metric, blank)
     holds = _holds(criterion, metric.value)
     if metric.instrument is not Instrument.OK and not (criterion.kind == "sentinel" and not holds):
         told = f"read {metric.value:.4g} from an instrument that is {metric.instrument.value}"
@@ -102,6 +127,9 @@ def _judge_one(criterion: Criterion, metric: Metric, *, final: bool) -> Criterio
         return _with(blank, Verdict.UNDERPOWERED, told)
     if not holds:
         told = f"{metric.value:.4g} does not satisfy {blank.threshold}"
+        if criterion.kind == "power":
+            told += f"; {metric.note}" if metric.note else ""
+            return _with(blank, Verdict.UNDERPOWERED, told)
         return _with(blank, Verdict.FAIL, told)
     if criterion.kind == "rate":
         return _judge_rate(criterion, metric, blank, final=final)
@@ -114,13 +142,15 @@ def _fault(criterion: Criterion, metric: Metric) -> str:
         return metric.note or "nothing could be measured"
     if isinstance(metric.value, bool) or not math.isfinite(metric.value):
         return f"the value is {metric.value}"
-    if metric.n == 0:
-        return "measured on nothing (n is 0)"
+    if metric.n is not None and metric.n <= 0:
+        return f"measured on nothing (n is {metric.n})"
+    if criterion.kind == "power" and metric.n is None:
+        return "power is that of a sample, and nothing tells its n"
     if criterion.min_n > 1 and metric.n is None:
         return f"n is unknown, the criterion asks for {criterion.min_n}"
     if criterion.kind in _RANGES and not _RANGES[criterion.kind](metric.value):
         return f"{metric.value:.4g} is no {criterion.kind.replace('_', '-')}"
-    if criterion.kind == "rate":
+    if criterion.kind == "rate" or metric.successes is not None:
         if metric.n is None or metric.successes is None:
             return "a rate needs its numerator and denominator"
         consistent = math.isclose(metric.value, metric.successes / metric.n, abs_tol=1e-9)
@@ -134,21 +164,51 @@ def _judge_instrument(
 ) -> CriterionResult:
     """An instrument's own check: what does not pass it cannot be believed, so never ``fail``."""
     assert metric.value is not None
-    blank = replace(blank, bound=metric.bound)
+    bound = metric.bound
+    if metric.successes is not None and metric.n is not None:
+        bound = wilson_bound(metric.successes, metric.n, side="lower")
+    blank = replace(blank, bound=bound)
     if metric.instrument is not Instrument.OK:
         told = f"the instrument is {metric.instrument.value}"
         return _with(blank, Verdict.INVALID, f"{told}: {metric.note}" if metric.note else told)
-    if metric.bound is None or not math.isfinite(metric.bound) or metric.bound > metric.value:
+    if bound is None or not math.isfinite(bound) or bound > metric.value:
         return _with(blank, Verdict.INVALID, f"read {metric.value:.4g} without a lower 95 % bound")
     if metric.n is None or metric.n < criterion.min_n:
         told = f"n is {metric.n}, the criterion asks for {criterion.min_n}"
         return _with(blank, Verdict.INVALID, told)
-    told = f"{metric.value:.4g}, its lower 95 % bound {metric.bound:.4g}"
-    if not _holds(criterion, metric.bound):
+    told = f"{metric.value:.4g}, its lower 95 % bound {bound:.4g}"
+    if not _holds(criterion, bound):
         advice = f"; {metric.note}" if metric.note else ""
         told = f"{told} does not satisfy {blank.threshold}{advice}"
         return _with(blank, Verdict.INVALID, told)
     return _with(blank, Verdict.PASS, f"{told} satisfies {blank.threshold}")
+
+
+def _judge_control(criterion: Criterion, metric: Metric, blank: CriterionResult) -> CriterionResult:
+    """What must hold for any reading to be believed, so never ``fail``; a rate by its bound.
+
+    Where the rate holds and its bound does not, nothing was found wrong: ``underpowered``.
+    """
+    assert metric.value is not None
+    if metric.instrument is not Instrument.OK:
+        told = f"the instrument is {metric.instrument.value}"
+        return _with(blank, Verdict.INVALID, f"{told}: {metric.note}" if metric.note else told)
+    if metric.n is not None and metric.n < criterion.min_n:
+        told = f"n is {metric.n}, the criterion asks for {criterion.min_n}"
+        return _with(blank, Verdict.INVALID, told)
+    told, holds = f"{metric.value:.4g}", _holds(criterion, metric.value)
+    otherwise = Verdict.INVALID
+    if metric.successes is not None and metric.n is not None:
+        bounds = _bounds(criterion, metric.successes, metric.n)
+        blank = replace(blank, bound=bounds[0][1])
+        told = f"{metric.successes} of {metric.n} {metric.denominator}".rstrip()
+        told = f"{told}; its 95 % bound {bounds[0][1]:.4g}"
+        otherwise = Verdict.UNDERPOWERED if holds else Verdict.INVALID
+        holds = all(_holds(side, bound) for side, bound in bounds)
+    if holds:
+        return _with(blank, Verdict.PASS, f"{told} satisfies {blank.threshold}")
+    told = f"{told} does not satisfy {blank.threshold}"
+    return _with(blank, otherwise, f"{told}; {metric.note}" if metric.note else told)
 
 
 def _judge_rate(
@@ -156,35 +216,42 @@ def _judge_rate(
 ) -> CriterionResult:
     assert metric.n is not None
     assert metric.successes is not None
-    sides = []
-    if criterion.below is not None or criterion.at_most is not None:
-        sides.append(wilson_bound(metric.successes, metric.n, side="upper"))
-    if criterion.above is not None or criterion.at_least is not None:
-        sides.append(wilson_bound(metric.successes, metric.n, side="lower"))
-    blank = replace(blank, bound=sides[0])
-    shown = f"{metric.successes} of {metric.n} {metric.denominator}".rstrip()
-    if all(
-        _holds(_one_sided(criterion, upper=i == 0 and _has_upper(criterion)), bound)
-        for i, bound in enumerate(sides)
-    ):
-        told = f"{shown}; its 95 % bound {sides[0]:.4g} satisfies {blank.threshold}"
+    bounds = _bounds(criterion, metric.successes, metric.n)
+    shown, bound = f"{metric.successes} of {metric.n} {metric.denominator}".rstrip(), bounds[0][1]
+    blank = replace(blank, bound=bound)
+    if all(_holds(side, end) for side, end in bounds):
+        told = f"{shown}; its 95 % bound {bound:.4g} satisfies {blank.threshold}"
         return _with(blank, Verdict.PASS, told)
-    told = f"{shown}; the rate satisfies {blank.threshold}, its 95 % bound {sides[0]:.4g} does not"
+    told = f"{shown}; the rate satisfies {blank.threshold}, its 95 % bound {bound:.4g} does not"
     if not final:
+        return _with(blank, Verdict.UNDERPOWERED, told)
+    if not _can_clear(criterion, metric.n):
+        told = f"{told}; no count of {metric.n} could"
         return _with(blank, Verdict.UNDERPOWERED, told)
     if criterion.at_max_n == "bound":
         return _with(blank, Verdict.FAIL, told)
     return _with(replace(blank, thin=True), Verdict.PASS, told + " (thin)")
 
 
-def _has_upper(criterion: Criterion) -> bool:
-    return criterion.below is not None or criterion.at_most is not None
+def _can_clear(criterion: Criterion, n: int) -> bool:
+    """Whether the best count of n would satisfy the criterion by its bounds."""
+    low = max((x for x in (criterion.above, criterion.at_least) if x is not None), default=0.0)
+    high = min((x for x in (criterion.below, criterion.at_most) if x is not None), default=1.0)
+    # With two ends, the best count lies between them.
+    best = {0 if low <= 0 else n, n if high >= 1 else 0, round(n * (low + high) / 2)}
+    return any(all(_holds(side, end) for side, end in _bounds(criterion, k, n)) for k in best)
 
 
-def _one_sided(criterion: Criterion, *, upper: bool) -> Criterion:
-    if upper:
-        return replace(criterion, above=None, at_least=None)
-    return replace(criterion, below=None, at_most=None)
+def _bounds(criterion: Criterion, successes: int, n: int) -> list[tuple[Criterion, float]]:
+    """Each declared side of the criterion with the one-sided bound that it is held against."""
+    found = []
+    if criterion.below is not None or criterion.at_most is not None:
+        upper = wilson_bound(successes, n, side="upper")
+        found.append((replace(criterion, above=None, at_least=None), upper))
+    if criterion.above is not None or criterion.at_least is not None:
+        lower = wilson_bound(successes, n, side="lower")
+        found.append((replace(criterion, below=None, at_most=None), lower))
+    return found
 
 
 def _holds(criterion: Criterion, value: float) -> bool:

@@ -21,8 +21,9 @@ def split_items(response: str) -> list[str]:
 
     Commas, semicolons, line breaks and `and` separate; bullets, numbers before items, a heading
     line that ends in a colon and a final period do not count. On a line of prose the list is the
-    stretch with most items: `Three fruits are an apple, a pear and a fig. Enjoy!` has three.
-    Text on further lines is more items: a list that goes on into something else is not the list.
+    stretch with most items of the sentence that leads into one, else of the first that holds one:
+    `Three fruits are an apple, a pear and a fig. Buy, wash and eat them.` has three. Text on
+    further lines is more items: a list that goes on into something else is not the list.
     """
     lines = lines_of(response)
     if len(lines) > 1 and lines[0].endswith(":"):
@@ -30,8 +31,7 @@ def split_items(response: str) -> list[str]:
     items: list[str] = []
     for place, line in enumerate(lines):
         marked = _MARKER.match(line)
-        stretches = _GLOSS.split(line[marked.end() :])[:1] if marked else _STRETCH.split(line)
-        text = max(map(_split_line, stretches), key=len)
+        text = _split_line(_GLOSS.split(line[marked.end() :])[0]) if marked else _listed(line)
         # A separator at a line's end only leads over to the next line.
         items += text[:-1] if text[-1:] == [""] and place < len(lines) - 1 else text
     return items
@@ -56,7 +56,8 @@ def find_number(response: str) -> float | None:
 
 _MARKER = re.compile(r"^\s*(?:[-*\u2022]\s+|\(?\d{1,2}[.)]\s+)")
 _GLOSS = re.compile(r"\s[-\u2013\u2014]\s|:|\s\(")
-_STRETCH = re.compile(r":\s|\s(?:are|include)\s|(?<=[a-z]{3})[.!?]\s+(?=[A-Z])")
+_LEAD_IN = re.compile(r":\s|\s(?:are|include)\s")
+_SENTENCE = re.compile(r"(?<=[a-z]{3})[.!?]\s+(?=[A-Z])")
 _SEPARATOR = re.compile(r"\s*[,;]\s*(?:and\s+)?|\s+and\s+|\s+\d{1,2}[.)]\s+")
 _ARTICLE = re.compile(r"^(?:an?|the|some)\s+")
 _EQUALS = re.compile(r"=|\b(?:is|are|equals?|makes?|gives?|has|have)\b")
@@ -108,6 +109,17 @@ def readings(response: str) -> tuple[str, str]:
 
 def count_words(text: str) -> int:
     return sum(any(c.isalnum() for c in word) for word in text.split())
+
+
+def _listed(prose: str) -> list[str]:
+    """Return the items of the list in a line of prose; a remark behind it may hold more commas."""
+    found = [
+        (bool(_LEAD_IN.search(sentence)), max(map(_split_line, _LEAD_IN.split(sentence)), key=len))
+        for sentence in _SENTENCE.split(prose)
+    ]
+    lists = [(leads, items) for leads, items in found if len(items) > 1]
+    led = [items for leads, items in lists if leads]
+    return (led or [items for _, items in lists] or [items for _, items in found])[0]
 
 
 def _split_line(line: str) -> list[str]:

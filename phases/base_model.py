@@ -95,6 +95,17 @@ class BaseModel:
         """Text of generated ids; special tokens are left out."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
 
+    def spell(self, ids: Sequence[int]) -> str:
+        """Text of ids that are fed; special tokens are spelled out, the declared prefix left out.
+
+        A prefix was declared, so it is no sign of a chat.
+        """
+        given = list(ids)
+        start = (
+            len(self.prefix_ids) if tuple(given[: len(self.prefix_ids)]) == self.prefix_ids else 0
+        )
+        return str(self.tokenizer.decode(given[start:], skip_special_tokens=False))
+
     def end_of_turn_logps(self) -> dict[str, float]:
         """How surely the model closes a turn after a short answer in chat markup.
 
@@ -190,6 +201,7 @@ def load_base_model(
             where=str(folder),
             fix="give model.source a complete snapshot: config.json, tokenizer, *.safetensors",
         ) from error
+    _check_fit(tokenizer, model, folder)
     if quantization != "nf4":
         model.to(str(engine.get("device", "cpu")))
     if adapter is not None:
@@ -253,6 +265,18 @@ def _guarded(
         quantization=quantization,
         dtype=str(declared.get("dtype", "bfloat16")),
     )
+
+
+def _check_fit(tokenizer: Any, model: Any, folder: Path) -> None:
+    """Raises SentinelError: the tokenizer has tokens that the weights have no row for."""
+    highest, rows = max(tokenizer.get_vocab().values()), model.get_input_embeddings().num_embeddings
+    if highest >= rows:
+        raise SentinelError(
+            f"the tokenizer is not that of these weights: it has a token {highest}, the model "
+            f"{rows} rows",
+            where=str(folder),
+            fix="give model.source the checkpoint as its makers published it, tokenizer included",
+        )
 
 
 def _declared_prefix(tokenizer: Any, prefix: str) -> tuple[int, ...]:

@@ -1,4 +1,6 @@
-"""Step, bootstrap: what each declared filter is worth on this model, measured on labelled probes.
+"""Step, bootstrap: what each instrument is worth, measured on labelled probes, and a certificate.
+
+Filters are measured on this model, detectors on their own rows.
 
 The probes' tuning half sets a filter's scale, zero and margin, and which of the declared filters
 is used; the other half is never used for that, and from it alone the gate reads how well the one
@@ -10,60 +12,69 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Final, Literal
+from typing import Final
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from phases.calibration_params import CalibrationParams
+from phases.certificates import ARTIFACT, certify_detectors, certify_filter, sign
+from phases.detectors import DETECTORS, read
 from phases.engines import Engine, open_engine
 from phases.filters import READERS, SCORED, Filter, Parts, keeps, to_document
 from phases.linear_probe import Weights, cross_fitted, fit
-from phases.probes import GeneratedPair, Probe, ProbeInstruction, ProbePair, load_probes
+from phases.probes import GeneratedPair, Probe, ProbeInstruction, load_probes
 from phases.prompts import FewShot, load_few_shot
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, write_json, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
 
-PARAMS: Final = "phases.calibration:CalibrationParams"
+PARAMS: Final = "phases.calibration_params:CalibrationParams"
 METRICS: Final = (
     "filter_readings",
+    "detector_readings",
     "instruction_filter_auc",
     "pair_filter_auc",
     "pair_filter_hard_auc",
+    "runaway_sensitivity",
+    "runaway_specificity",
+    "residue_sensitivity",
+    "residue_specificity",
+    "truncation_sensitivity",
+    "truncation_specificity",
+    "near_duplicate_sensitivity",
+    "near_duplicate_specificity",
+    "leakage_sensitivity",
+    "leakage_specificity",
 )
-"""All but the first the gate derives from the readings."""
+"""All but the first two the gate derives from the readings."""
+CERTIFIES: Final = (
+    "phases.clean",
+    "phases.critic",
+    "phases.dedup",
+    "phases.detectors",
+    "phases.filters",
+    "phases.generation",
+    "phases.leakage",
+    "phases.likelihood",
+    "phases.linear_probe",
+    "phases.prompts",
+    "phases.qc",
+    "runbook.text",
+    "specs/probe/detectors/leakage.jsonl",
+    "specs/probe/detectors/near_duplicate.jsonl",
+    "specs/probe/detectors/residue.jsonl",
+    "specs/probe/detectors/runaway.jsonl",
+    "specs/probe/detectors/truncation.jsonl",
+)
+"""What the certificate is bound to; a change of any makes the step anew, where a person accepts."""
 MIN_KEPT: Final = 10
 """A share of fewer rows than these sets no margin."""
 
 
-class CalibrationParams(BaseModel):
-    """The probes, the filters to measure, and how good what is kept must be."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    few_shot: str
-    probe_instructions: str
-    probe_pairs: str
-    probe_generated: str | None = None
-    """Rows that a model wrote itself, labelled by hand; reported, never judged."""
-    instructions: list[Literal["critic", "linear_probe"]] = Field(min_length=1)
-    pairs: list[Literal["critic", "likelihood"]] = Field(min_length=1)
-    good_share: float = Field(gt=0.5, lt=1)
-    """Share of good rows among the kept, on the tuning half, that sets the margin."""
-
-    def check_files(self) -> None:
-        """Read the few-shot file and the probes; raises ConfigError for one that is no use."""
-        load_few_shot(Path(self.few_shot))
-        load_probes(Path(self.probe_instructions), ProbeInstruction)
-        load_probes(Path(self.probe_pairs), ProbePair)
-        if self.probe_generated:
-            load_probes(Path(self.probe_generated), GeneratedPair)
-
-
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifacts ``filters`` (those in use, with their cuts) and ``readings`` (rows)."""
+    """Return the artifacts ``filters`` (those in use, with their cuts), ``readings`` (rows),
+    ``detector_readings`` (rows) and ``certificate``.
+    """
     params = parse_params(CalibrationParams, request)
-    instructions = load_probes(Path(params.probe_instructions), ProbeInstruction)
-    pairs = load_probes(Path(params.probe_pairs), ProbePair)
+    instructions, pairs = params.filter_probes()
     written = params.probe_generated
     generated = load_probes(Path(written), GeneratedPair) if written else []
     shots, engine = load_few_shot(Path(params.few_shot)), open_engine(request)
@@ -82,7 +93,12 @@ def run(request: PhaseRequest) -> PhaseResult:
         used.append(best[0])
         for one, _, measured in candidates:
             rows += [{**row, "in_use": one is best[0]} for row in measured]
-    return _finished(request, rows, used, Path(params.few_shot))
+    said = [
+        row
+        for name, labelled in params.detector_probes().items()
+        for row in read(DETECTORS[name], labelled)
+    ]
+    return _finished(request, params, rows, used, said)
 
 
 def _item(kind: str, probe: Probe) -> Json:
@@ -216,18 +232,32 @@ def find_margin(labelled: Sequence[tuple[float, bool]], good_share: float) -> fl
 
 
 def _finished(
-    request: PhaseRequest, rows: Sequence[Row], used: Sequence[Filter], few_shot: Path
+    request: PhaseRequest,
+    params: CalibrationParams,
+    rows: Sequence[Row],
+    used: Sequence[Filter],
+    said: Sequence[Row],
 ) -> PhaseResult:
+    few_shot = Path(params.few_shot)
     filters, readings = request.output / "filters.json", request.output / "readings.jsonl"
+    detectors = request.output / "detector_readings.jsonl"
+    certificate = request.output / "certificate.json"
     write_json(filters, to_document(used, few_shot))
     write_jsonl(readings, rows)
-    evidence = readings.relative_to(request.workspace).as_posix()
+    write_jsonl(detectors, said)
+    write_json(certificate, _certificate(request, params, rows, used, said))
+    files = {
+        "filters": filters,
+        "readings": readings,
+        "detector_readings": detectors,
+        ARTIFACT: certificate,
+    }
     return PhaseResult(
-        metrics=(Metric("filter_readings", float(len(rows)), n=len(rows), evidence=evidence),),
-        artifacts=(
-            describe("filters", filters, request.workspace),
-            describe("readings", readings, request.workspace),
+        metrics=(
+            _count("filter_readings", rows, readings, request),
+            _count("detector_readings", said, detectors, request),
         ),
+        artifacts=tuple(describe(name, path, request.workspace) for name, path in files.items()),
         summary={
             "filters": {
                 one.kind: {
@@ -238,5 +268,35 @@ def _finished(
                 for one in used
             }
         },
+        flagged=tuple(row for row in said if row["said"] is not row["label"])[:10],
         judged_file="calibration.json",
     )
+
+
+def _count(name: str, rows: Sequence[Row], path: Path, request: PhaseRequest) -> Metric:
+    evidence = path.relative_to(request.workspace).as_posix()
+    return Metric(name, float(len(rows)), n=len(rows), evidence=evidence)
+
+
+def _certificate(
+    request: PhaseRequest,
+    params: CalibrationParams,
+    rows: Sequence[Row],
+    used: Sequence[Filter],
+    said: Sequence[Row],
+) -> dict[str, Json]:
+    files = {
+        "instructions": (params.probe_instructions, params.own_instructions),
+        "pairs": (params.probe_pairs, params.own_pairs),
+    }
+    judges = {
+        one.kind: certify_filter(
+            request,
+            one,
+            [row for row in rows if row["kind"] == one.kind and row["in_use"]],
+            [Path(path) if path else None for path in files[one.kind]],
+            Path(params.few_shot),
+        )
+        for one in used
+    }
+    return sign({**certify_detectors(said, params.added()), **judges})

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from transformers import TrainerCallback
 
-from phases.records import batch_seed
+from phases.records import Row, batch_seed
 from phases.training_params import TrainingParams
 from runbook.artifacts import (
     COMPLETE,
@@ -24,8 +24,9 @@ from runbook.artifacts import (
     is_complete,
     sha256_file,
     write_json,
+    write_jsonl,
 )
-from runbook.contract import Artifact, Committed, Json, PhaseRequest
+from runbook.contract import Artifact, Committed, Json, Metric, PhaseRequest
 
 CHECKPOINT: Final = "checkpoint-"
 ADAPTER: Final = "default"
@@ -188,21 +189,49 @@ def logged(trainer: Any, name: str) -> list[float]:
     return [float(entry[name]) for entry in history if name in entry]
 
 
-def check_weights(model: Any, *, reference: str | None = None) -> tuple[int, float | None]:
+def weight_metrics(
+    request: PhaseRequest, model: Any, moved: str, *, reference: str | None = None
+) -> tuple[Metric, ...]:
     """How many weights of the trained adapter are not finite, and how far its lora_B moved.
 
-    The second is the norm of lora_B's distance from the adapter ``reference``, or from zero, where
-    lora_B begins without one; None where it is not finite.
+    Args:
+        request: the step's; the rows behind both, one a tensor, stand in its ``weights.jsonl``.
+        model: with the trained adapter.
+        moved: the second metric's name: the norm of lora_B's distance from the adapter
+            ``reference``, or from zero, where lora_B begins without one; None where not finite.
+        reference: an adapter that the training began with.
     """
-    bad, square = 0, 0.0
+    rows: list[Row] = []
     for name, weight in model.named_parameters():
         if f".{ADAPTER}." not in name or "lora_" not in name:
             continue
-        bad += int((~torch.isfinite(weight)).sum())
+        row: Row = {"name": name, "nonfinite": int((~torch.isfinite(weight)).sum())}
         if "lora_B" in name:
-            moved = weight.detach().float()
+            distance = weight.detach().float()
             if reference is not None:
                 start = model.get_parameter(name.replace(f".{ADAPTER}.", f".{reference}."))
-                moved = moved - start.detach().float()
-            square += float(moved.pow(2).sum())
-    return bad, math.sqrt(square) if math.isfinite(square) else None
+                distance = distance - start.detach().float()
+            square = float(distance.pow(2).sum())
+            row["moved_squared"] = square if math.isfinite(square) else None
+        rows.append(row)
+    path = request.output / "weights.jsonl"
+    write_jsonl(path, rows)
+    evidence = path.relative_to(request.workspace).as_posix()
+    squares = [row["moved_squared"] for row in rows if "moved_squared" in row]
+    norm = None if None in squares else math.sqrt(math.fsum(squares))
+    bad = float(sum(row["nonfinite"] for row in rows))
+    return (
+        Metric("nonfinite_weights", bad, n=len(rows), denominator="tensors", evidence=evidence),
+        Metric(moved, norm, n=len(squares), denominator="tensors", evidence=evidence),
+    )
+
+
+def write_log(request: PhaseRequest, trainer: Any) -> str:
+    """Lay the trainer's log down as ``training_log.jsonl``, a row a step; its path.
+
+    How long it took is left out: a resumed training writes the same.
+    """
+    path = request.output / "training_log.jsonl"
+    history = trainer.state.log_history
+    write_jsonl(path, [entry for entry in history if "train_runtime" not in entry])
+    return path.relative_to(request.workspace).as_posix()

@@ -4,6 +4,8 @@ The same rule serves data generation and both sides of the evaluation. Pure; kno
 """
 
 import re
+import unicodedata
+from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -12,8 +14,8 @@ STOP_STRINGS: Final = ("###", "\n\n", "\nInstruction:", "\nResponse:", "\nQ:", "
 """What ends a generation early. Every one of them is also cut at by ``cut``."""
 
 _NEW_TURN: Final = re.compile(
-    r"\n\s*\n|(?:^|\n)[ \t]*(?:Instructions?|Questions?|Q|A|Answer|Response|Input|Output"
-    r"|User|Assistant|Label|Task|Prompt)\s*\d*\s*:",
+    r"\n\s*\n|(?:^|\n)[ \t*]*(?:Instructions?|Questions?|Q|A|Answer|Response|Input|Output"
+    r"|User|Human|Assistant|Label|Task|Prompt)\s*\d*\s*:",
     re.IGNORECASE,
 )
 _NEW_QUESTION: Final = re.compile(
@@ -21,9 +23,14 @@ _NEW_QUESTION: Final = re.compile(
     r"|another (?:question|instruction))\b",
     re.IGNORECASE,
 )
+_HEADING: Final = re.compile(r"^#{1,6}[ \t]+(?!END\b|[\w ]{1,20}:)\w", re.IGNORECASE | re.MULTILINE)
+"""Of Markdown; a piece of the delimiter has no text behind it, or a turn's name."""
 _RESIDUE: Final = re.compile(
-    r"#{2,}|\bEND#|###?\s*END|</?s>|<eos>|<\|[^|>]{1,30}\|>|<(?:start|end)_of_turn>", re.IGNORECASE
+    r"#(?:\s*#)+|\bEND#|#END\s*$|\[END\]|\bEND_OF_(?:TEXT|TURN)\b"
+    r"|</?s>|<eos>|<\|[a-z_]{2,}|</?(?:start|end)_of_turn>",
+    re.IGNORECASE,
 )
+_STUTTER: Final = re.compile(r"([^\s_=*-]{1,4}?)\1{19}")
 _MARKERS: Final = re.compile(r"(?:^|\n)\s*(?:Label|Verdict|Rating|Score)\s*:", re.IGNORECASE)
 
 
@@ -62,8 +69,12 @@ _CUTS: Final = ((_NEW_TURN, _TURN), (_NEW_QUESTION, "new question"))
 
 
 def has_residue(text: str) -> bool:
-    """Whether a piece of the delimiter, whole or in part, or a special token is left."""
-    return _RESIDUE.search(text) is not None
+    """Whether a piece of the delimiter, whole or in part, or a special token is left.
+
+    Signs of full width count as plain ones; a Markdown heading is none.
+    """
+    plain = unicodedata.normalize("NFKC", text)
+    return _RESIDUE.search(_HEADING.sub("", plain)) is not None
 
 
 def has_marker(text: str) -> bool:
@@ -81,20 +92,28 @@ def is_runaway(cleaned: Cleaned) -> bool:
 
 
 def repeats_itself(text: str) -> bool:
-    """Whether a line or a run of words comes back again and again.
+    """Whether a line, a run of words or a few characters come back again and again.
 
-    Three equal lines of text, or a sequence of 1 to 8 words said at least three times in a row
-    (four times for a single word, so that 'very, very, very' passes).
+    Three equal lines of three words or more; nothing but three equal lines; a sequence of up to 40
+    words said at least three times in a row (four times for a single word, so that 'very, very,
+    very' passes), also where only its numbers change, if it has three other words; one to four
+    characters twenty times in a row.
     """
-    lines = [s for line in text.split("\n") if len(s := _bare(line)) > 2]
-    if any(lines.count(line) >= 3 for line in set(lines)):
-        return True
+    lines = [bare for line in text.split("\n") if (bare := _bare(line))]
+    for line, n in Counter(lines).items():
+        if len(line) > 2 and n >= 3 and (len(line.split()) >= 3 or n == len(lines)):
+            return True
     words = re.findall(r"[^\W_]+", text.lower())
-    return any(_loops(words, size) for size in range(1, 9))
+    unnumbered = [word for word in words if not word.isdigit()]
+    return (
+        any(_loops(words, size) for size in range(1, 41))
+        or any(_loops(unnumbered, size) for size in range(3, 41))
+        or _STUTTER.search(text) is not None
+    )
 
 
 def _bare(line: str) -> str:
-    return re.sub(r"^[\s\d.)*-]+", "", line).strip().lower()
+    return re.sub(r"^\s*(?:\d+[.)]|[*-])\s+", "", line).strip().lower()
 
 
 def _loops(words: list[str], size: int) -> bool:
@@ -105,6 +124,42 @@ def _loops(words: list[str], size: int) -> bool:
         if run >= needed:
             return True
     return False
+
+
+def is_cut_off(text: str) -> bool:
+    """Whether a response stops in mid-sentence, as far as its words tell.
+
+    An open bracket or speech, a sign or a word that must be followed by something, an item's mark
+    without the item, or a last sentence without its end where the ones before it have theirs. A
+    text that breaks off at a word that could have been the last one is not seen.
+    """
+    text = text.rstrip()
+    if not text:
+        return False
+    lines = text.split("\n")
+    if _OPEN_END.search(text) or _BARE_MARK.fullmatch(lines[-1]) or _opens_more(text):
+        return True
+    if _ENDED.search(text):
+        return False
+    before, _, last = _SENTENCE.sub("\0", lines[-1]).rpartition("\0")
+    ended = bool(before) or (len(lines) > 1 and all(_ENDED.search(line) for line in lines[:-1]))
+    return ended and len(last.split()) >= 3
+
+
+def _opens_more(text: str) -> bool:
+    """Whether a bracket or a speech is opened and never closed."""
+    return text.count("(") > text.count(")") or text.count('"') % 2 == 1
+
+
+_OPEN_END: Final = re.compile(
+    r"(?:[,(\[{:]|\s[*+/=-]"
+    r"|\b(?:a|an|the|and|or|but|because|than|of|from|into|that|which|whose|my|your|their|its|very))$"
+    r"|(?:\w+\W+){5}(?:in|to|with|by|is|are|was|were|can|could|will|would|should|must|has|have|if)$",
+    re.IGNORECASE,
+)
+_BARE_MARK: Final = re.compile(r"\s*(?:\d+[.)]|[*-])")
+_ENDED: Final = re.compile(r"[.!?;:}\]\"')]$")
+_SENTENCE: Final = re.compile(r"(?<=[a-z][.!?])[\"']?\s+(?=[A-Z])")
 
 
 def fault(cleaned: Cleaned) -> str:

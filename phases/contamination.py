@@ -1,39 +1,66 @@
 """Step and parts: is the checkpoint a base model, whatever its name says? Readings, no verdicts.
 
-Read off the tokenizer, the weights and the behaviour. The gate holds the readings against bounds
-that the runbook declares per family; a family that was never measured is uncalibrated, and its
-gate invalid. What this cannot see: a tuned model that never learnt an end-of-turn token.
+Read off the tokenizer, the weights and the behaviour. What judges texts is measured on labelled
+rows first, which needs no model, and certified. The gate holds the readings against bounds that the
+runbook declares per family; a family that was never measured is uncalibrated, and its gate invalid.
+What this cannot see: a tuned model that never learnt an end-of-turn token.
 """
 
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
 from typing import Final
 
+from pydantic import BaseModel, ConfigDict
+
+from phases.certificates import ARTIFACT, certified, certify_detectors, sign
+from phases.detectors import SENTINELS, DetectorProbe, load_detector_probes, read
 from phases.engines import Engine, Sampling, open_engine
-from phases.records import NoParams, parse_params
-from runbook.artifacts import describe, write_json
+from phases.records import Row, parse_params
+from runbook.artifacts import describe, write_json, write_jsonl
 from runbook.contract import Instrument, Json, Metric, PhaseRequest, PhaseResult
 
-PARAMS: Final = "phases.records:NoParams"
+PARAMS: Final = "phases.contamination:ContaminationParams"
 METRICS: Final = (
     "end_of_turn_logp",
     "completions_right",
     "assistant_like",
+    "bare_endings",
     "prefix_mismatch",
     "template_left",
+    "fed_markup",
     "undeclared_chat_template",
+    "detector_readings",
+    "completion_sensitivity",
+    "completion_specificity",
+    "assistant_sensitivity",
+    "assistant_specificity",
+    "chat_markup_sensitivity",
+    "chat_markup_specificity",
 )
+"""The first seven are read again before each phase; the last six the gate derives."""
+CERTIFIES: Final = (
+    "phases.chat_signs",
+    "phases.detectors",
+    "runbook.text",
+    "specs/probe/detectors/assistant.jsonl",
+    "specs/probe/detectors/chat_markup.jsonl",
+    "specs/probe/detectors/completion.jsonl",
+)
+"""What the certificate is bound to; a change of any makes the step anew, where a person accepts."""
 MEASURED_FAMILIES: Final = ("gemma3",)
 """Families whose base reading was taken. The positive control was SmolLM2-135M-Instruct, which is
 of another family: how an instruct model of the same family reads was not measured."""
 
 _COMPLETIONS: Final = (
-    ("The capital of France is", ("paris",)),
-    ("One, two, three, four,", ("five", "5")),
-    ("Monday, Tuesday, Wednesday,", ("thursday",)),
-    ("The opposite of hot is", ("cold",)),
-    ("January, February, March,", ("april",)),
-    ("A, B, C, D,", ("e",)),
-    ("The sun rises in the", ("east", "morning", "sky")),
-    ("Roses are red, violets are", ("blue",)),
+    ("The capital of France is", "paris"),
+    ("One, two, three, four,", "five 5"),
+    ("Monday, Tuesday, Wednesday,", "thursday"),
+    ("The opposite of hot is", "cold"),
+    ("January, February, March,", "april"),
+    ("A, B, C, D,", "e"),
+    ("The sun rises in the", "east eastern morning sky"),
+    ("Roses are red, violets are", "blue"),
 )
 _BARE: Final = (
     "Write a short poem about the sea.",
@@ -42,43 +69,100 @@ _BARE: Final = (
     "Tell me a joke about a cat.",
     "Explain why leaves fall in autumn.",
     "Can you help me write a letter to my landlord?",
-)
-_ASSISTANT: Final = (
-    "sure",
-    "certainly",
-    "of course",
-    "as an ai",
-    "i'm sorry",
-    "here is",
-    "here's",
-    "here are",
-    "i'd be happy",
-    "absolutely",
-    "i can help",
+    "Name three colors.",
+    "What is the capital of France?",
+    "Say the opposite of hot.",
+    "What is two plus two?",
+    "Which is bigger, an ant or a horse?",
+    "Who wrote Romeo and Juliet?",
 )
 _GREEDY: Final = Sampling(max_new_tokens=40)
 
 
+class ContaminationParams(BaseModel):
+    """A user's own labelled rows, beside those shipped with the sentinels."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    probe_completion: str | None = None
+    probe_assistant: str | None = None
+    probe_chat_markup: str | None = None
+
+    def check_files(self) -> None:
+        """Read the probes; raises ConfigError for a file that is no use."""
+        self.detector_probes()
+
+    def added(self) -> dict[str, str]:
+        """The user's own files by detector, '' where there is none."""
+        return {name: getattr(self, f"probe_{name}") or "" for name in SENTINELS}
+
+    def detector_probes(self) -> dict[str, list[DetectorProbe]]:
+        """The labelled rows of each sentinel that judges texts. Raises ConfigError."""
+        return {
+            name: load_detector_probes(SENTINELS[name], Path(path) if path else None)
+            for name, path in self.added().items()
+        }
+
+
 def run(request: PhaseRequest) -> PhaseResult:
-    """Measure every sentinel on the prepared base, adapters off, and keep the raw texts."""
-    parse_params(NoParams, request)
+    """Measure every sentinel on the prepared base, adapters off.
+
+    Return the artifacts ``readings``, ``texts`` (rows, what was fed and said; these can be
+    labelled), ``detector_readings`` (rows) and ``certificate``.
+    """
+    params = parse_params(ContaminationParams, request)
+    said = [
+        row
+        for name, labelled in params.detector_probes().items()
+        for row in read(SENTINELS[name], labelled)
+    ]
+    entries = certify_detectors(said, params.added())
     engine = open_engine(request)
     request.channel.progress(stage="sentinels", done=0, total=1)
     metrics, rows = measure(engine, str(request.model.get("family", "")))
+    written = request.output / "readings.json"
     template = engine.stated().get("shipped_template", False)
     declared = request.model.get("chat_template", "none") == "shipped"
-    metrics = (
-        *metrics,
-        Metric("undeclared_chat_template", float(bool(template) and not declared), n=1),
-    )
-    path = request.output / "readings.json"
-    write_json(path, {"rows": rows, "metrics": {m.name: m.value for m in metrics}})
+    undeclared = Metric("undeclared_chat_template", float(bool(template) and not declared), n=1)
+    metrics = _resting_on(written, request, (*certified(request, metrics, entries), undeclared))
+    told = {"rows": rows, "metrics": {m.name: m.value for m in metrics}}
+    files = {
+        "readings": written,
+        "texts": request.output / "texts.jsonl",
+        "detector_readings": request.output / "detector_readings.jsonl",
+        ARTIFACT: request.output / "certificate.json",
+    }
+    write_json(written, told)
+    write_jsonl(files["texts"], [row for row in rows if "fed" in row])
+    write_jsonl(files["detector_readings"], said)
+    write_json(files[ARTIFACT], sign(entries))
+    evidence = files["detector_readings"].relative_to(request.workspace).as_posix()
+    counted = Metric("detector_readings", float(len(said)), n=len(said), evidence=evidence)
     return PhaseResult(
-        metrics=metrics,
-        artifacts=(describe("readings", path, request.workspace),),
-        summary={"readings": {m.name: m.value for m in metrics}},
+        metrics=(*metrics, counted),
+        artifacts=tuple(describe(name, path, request.workspace) for name, path in files.items()),
+        summary={"readings": told["metrics"]},
         flagged=tuple(rows[:10]),
     )
+
+
+def read_sentinels(
+    request: PhaseRequest, engine: Engine
+) -> tuple[tuple[Metric, ...], dict[str, Json]]:
+    """Every sentinel on a step's own base, as metrics and as records carry them.
+
+    What was fed and said stands in the step's ``sentinels.jsonl``.
+    """
+    measured, rows = measure(engine, str(request.model.get("family", "")))
+    path = request.output / "sentinels.jsonl"
+    write_jsonl(path, rows)
+    metrics = _resting_on(path, request, certified(request, measured))
+    return metrics, {m.name: round(m.value, 4) for m in metrics if m.value is not None}
+
+
+def _resting_on(path: Path, request: PhaseRequest, metrics: Iterable[Metric]) -> tuple[Metric, ...]:
+    evidence = path.relative_to(request.workspace).as_posix()
+    return tuple(replace(metric, evidence=evidence) for metric in metrics)
 
 
 def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[str, Json]]]:
@@ -88,17 +172,21 @@ def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[
         {"sentinel": "end of turn", "token": token, "logp": round(logp, 4)}
         for token, logp in ends.items()
     ]
-    completed = engine.generate([p for p, _ in _COMPLETIONS], _GREEDY, ("\n",), seed=0)
-    right = 0
+    right = obeyed = ended = 0
+    prompts = [prompt for prompt, _ in _COMPLETIONS]
+    completed = engine.generate(prompts, _GREEDY, ("\n",), seed=0)
     for (prompt, allowed), out in zip(_COMPLETIONS, completed, strict=True):
-        good = any(word in out.text.lower()[:40] for word in allowed)
-        right += good
-        rows.append({"sentinel": "completion", "prompt": prompt, "text": out.text, "right": good})
-    obeyed = 0
+        told = _row(engine, "completion", prompt, out.text) | {"allowed": allowed}
+        told["right"] = SENTINELS["completion"].says(told)
+        right += told["right"]
+        rows.append(told)
     for prompt, out in zip(_BARE, engine.generate(list(_BARE), _GREEDY, (), seed=0), strict=True):
-        like = out.text.strip().lower().startswith(_ASSISTANT)
-        obeyed += like
-        rows.append({"sentinel": "bare", "prompt": prompt, "text": out.text, "assistant": like})
+        told = _row(engine, "bare", prompt, out.text) | {"ends": not out.hit_limit}
+        told["assistant"] = SENTINELS["assistant"].says(told)
+        obeyed += told["assistant"]
+        ended += told["ends"]
+        rows.append(told)
+    marked = sum(row.get("markup", False) for row in rows)
     known = Instrument.OK if family in MEASURED_FAMILIES else Instrument.UNCALIBRATED
     return (
         Metric(
@@ -112,9 +200,24 @@ def measure(engine: Engine, family: str) -> tuple[tuple[Metric, ...], list[dict[
             "completions_right", right / len(_COMPLETIONS), n=len(_COMPLETIONS), successes=right
         ),
         Metric("assistant_like", obeyed / len(_BARE), n=len(_BARE), successes=obeyed),
+        Metric(
+            "bare_endings",
+            ended / len(_BARE),
+            n=len(_BARE),
+            successes=ended,
+            instrument=known,
+            note=_note(family),
+        ),
         Metric("prefix_mismatch", float(not engine.stated()["prefix_matches"]), n=1),
         Metric("template_left", float(not engine.stated()["template_disabled"]), n=1),
+        Metric("fed_markup", float(marked), n=len(_COMPLETIONS) + len(_BARE)),
     ), rows
+
+
+def _row(engine: Engine, sentinel: str, prompt: str, text: str) -> Row:
+    """What was asked, what the model was fed for it, special tokens spelled out, and its words."""
+    told = {"sentinel": sentinel, "prompt": prompt, "fed": engine.fed(prompt), "text": text}
+    return told | {"markup": SENTINELS["chat_markup"].says(told)}
 
 
 def _note(family: str) -> str:

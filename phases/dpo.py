@@ -15,13 +15,15 @@ from phases.checkpoints import (
     ADAPTER,
     REFERENCE,
     CommitCheckpoints,
-    check_weights,
     logged,
     save_adapter,
     score_responses_alone,
     train,
     trainer_settings,
+    weight_metrics,
+    write_log,
 )
+from phases.pair_checks import CLEAN_PAIRS, measure_pairs
 from phases.records import Row, parse_params
 from phases.sft import encode_row
 from phases.training_params import DpoParams
@@ -31,16 +33,35 @@ from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.training_params:DpoParams"
 METRICS: Final = (
+    "distinct_exact",
+    "distinct_normalised",
+    "distinct_near",
+    "distinct_near_rate",
+    "largest_repeat",
+    "overlap_exact",
+    "overlap_normalised",
+    "overlap_13gram",
+    "overlap_near",
+    "overlap_quoted",
+    "incomplete_provenance",
+    "bad_sentinels",
+    "equal_pairs",
     "nonfinite_weights",
     "adapter_shift",
     "final_loss",
     "reward_margin",
     "reward_accuracy",
 )
+_LEARNT: Final = METRICS[-5:]
+"""What only a training measures."""
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifact ``adapter``, a folder, and write TRAINING_SUCCESS beside it."""
+    """Return the artifact ``adapter``, a folder, and write TRAINING_SUCCESS beside it.
+
+    Where the pairs are not clean, nothing is trained: their metrics come back, and the gate finds
+    no adapter measured.
+    """
     params = parse_params(DpoParams, request)
     pairs = request.inputs["preferences"]["preferences"].path
     records = read_jsonl(request.workspace / pairs)
@@ -50,6 +71,11 @@ def run(request: PhaseRequest) -> PhaseResult:
             where=pairs,
             fix="ask for more instructions or responses, or a smaller min_gap, in preferences.yaml",
         )
+    checks = measure_pairs(request, params, records)
+    dirty = [m.name for m in checks if m.name in CLEAN_PAIRS and m.value]
+    if dirty:
+        note = f"not trained, since the pairs are not clean: {', '.join(dirty)}"
+        return PhaseResult(metrics=(*checks, *(Metric(m, None, n=1, note=note) for m in _LEARNT)))
     base = load_base_model(
         request.workspace / request.inputs["prepare_model"]["base_model"].path,
         request.model,
@@ -62,7 +88,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     trainer = make_trainer(request, params, base, rows)
     train(request, trainer)
     return PhaseResult(
-        metrics=_metrics(trainer),
+        metrics=(*checks, *_metrics(request, trainer)),
         artifacts=save_adapter(request, trainer.model),
         tokens=int(sum(sum(map(len, row.values())) for row in rows) * params.epochs),
         summary={
@@ -121,21 +147,22 @@ def make_trainer(
     return trainer
 
 
-def _metrics(trainer: Any) -> tuple[Metric, ...]:
+def _metrics(request: PhaseRequest, trainer: Any) -> tuple[Metric, ...]:
     """Sound weights, and whether the pairs were learnt: means over the last epoch's steps."""
-    bad, shift = check_weights(trainer.model, reference=REFERENCE)
     losses = logged(trainer, "loss")
+    last = losses[-1] if losses else None
+    log = write_log(request, trainer)
     return (
-        Metric("nonfinite_weights", float(bad), n=1),
-        Metric("adapter_shift", shift, n=1),
-        Metric("final_loss", losses[-1] if losses else None, n=len(losses)),
-        _last_epoch("reward_margin", trainer, "rewards/margins"),
-        _last_epoch("reward_accuracy", trainer, "rewards/accuracies"),
+        *weight_metrics(request, trainer.model, "adapter_shift", reference=REFERENCE),
+        Metric("final_loss", last, n=len(losses), evidence=log),
+        _last_epoch("reward_margin", trainer, "rewards/margins", log),
+        _last_epoch("reward_accuracy", trainer, "rewards/accuracies", log),
     )
 
 
-def _last_epoch(name: str, trainer: Any, logged_as: str) -> Metric:
+def _last_epoch(name: str, trainer: Any, logged_as: str, evidence: str) -> Metric:
     found = [entry for entry in trainer.state.log_history if logged_as in entry]
     ended = max((entry["epoch"] for entry in found), default=0.0)
     values = [entry[logged_as] for entry in found if entry["epoch"] > ended - 1]
-    return Metric(name, sum(values) / len(values) if values else None, n=len(values))
+    value = sum(values) / len(values) if values else None
+    return Metric(name, value, n=len(values), evidence=evidence)

@@ -6,6 +6,7 @@ imported here: an engine's own module is, once it is opened.
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Protocol
@@ -80,6 +81,12 @@ class Engine(Protocol):
         Each layer's state is scaled to length 1, then averaged over the layers from 45 % to 90 %
         of the depth. Length: the model's width.
         """
+
+    def damaged(self) -> AbstractContextManager[None]:
+        """Within it the engine speaks nonsense: a copy that any evaluation must find worse."""
+
+    def fed(self, text: str) -> str:
+        """What the model is fed for a text, read back from its tokens, special ones included."""
 
     def count_tokens(self, text: str) -> int:
         """Tokens of a text, special ones not counted."""

@@ -1,18 +1,22 @@
 """Step, phase C: base and tuned model on the same items, quantized alike, scored alike.
 
 The base's outcomes are the baseline's own rows, made under the same conditions, which is checked.
-Significance is the gate's business: this step lays down the pairs.
+Significance and confounds are the gate's business: this step lays down the pairs, the same pairs
+read in other ways, and the controls.
 """
 
 import json
+from functools import partial
 from typing import Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
+from phases import evaluation_controls as controls
 from phases.baseline import by_kind
 from phases.engines import open_engine
 from phases.records import Row, parse_params
-from phases.scoring import Conditions, items_of, score_items
+from phases.scoring import Conditions, batches_of, items_of, score_batches
+from phases.variants import variant_readings
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Artifact, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, CorruptError
@@ -22,6 +26,13 @@ METRICS: Final = (
     "paired_outcomes",
     "tuned_rate",
     "texts_changed",
+    "base_outcomes_changed",
+    "tuned_outcomes_changed",
+    "aa_flips",
+    "aa_same_batch_changed",
+    "damaged_rate",
+    "adapter_logit_shift",
+    "variant_readings",
     "mcnemar_p",
     "exact_p",
     "lift",
@@ -29,8 +40,13 @@ METRICS: Final = (
     "base_ci_width",
     "tuned_ci_width",
     "kinds_worse",
+    "aa_p",
+    "aa_flip_rate",
+    "damaged_p",
+    "damage_unseen",
+    "confounded",
 )
-"""The last seven the gate derives from the pairs."""
+"""From ``mcnemar_p`` on, the gate derives them."""
 
 
 class EvaluateParams(BaseModel):
@@ -39,39 +55,75 @@ class EvaluateParams(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     held_out: str
+    aa_items: int = Field(default=32, ge=0)
+    """At least so many items, in whole batches, are asked of the base again."""
+    damaged_items: int = Field(default=64, ge=0)
+    """So many items are asked of the tuned model with its output layer misled."""
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifacts ``outcomes`` (tuned rows) and ``pairs`` (one row an item)."""
-    conditions = _conditions(request, parse_params(EvaluateParams, request))
-    base = read_jsonl(request.workspace / request.inputs["baseline"]["outcomes"].path)
-    adapter = request.workspace / tuned_adapter(request).path
-    engine = open_engine(request, quantization=conditions.quantization, adapter=adapter)
+    """Return the artifacts ``outcomes`` (tuned rows), ``pairs``, ``variants`` and ``controls``."""
+    params = parse_params(EvaluateParams, request)
+    conditions = _conditions(request, params)
     items = items_of(conditions)
-    tuned = score_items(request, engine, conditions, items, "tuned")
-    pairs = _paired(base, tuned)
-    outcomes, paired = request.output / "outcomes.jsonl", request.output / "pairs.jsonl"
-    write_jsonl(outcomes, tuned)
-    write_jsonl(paired, pairs)
+    base = read_jsonl(request.workspace / request.inputs["baseline"]["outcomes"].path)
+    # Opened one after the other: two of them may not fit into memory together.
+    plain = partial(open_engine, request, quantization=conditions.quantization)
+    same, other = controls.repeat_base(request, plain, conditions, items, params.aa_items)
+    before = controls.read_references(request, plain, items, "base")
+    adapted = partial(plain, adapter=request.workspace / tuned_adapter(request).path)
+    tuned = score_batches(request, adapted, conditions, batches_of(conditions, items), "tuned")
+    after = controls.read_references(request, adapted, items, "tuned")
+    damaged = controls.score_damaged(request, adapted, conditions, items, params.damaged_items)
+
+    pairs, variants = pair_rows(base, tuned), variant_readings(items, base, tuned)
+    paths = {
+        name: (request.output / f"{name}.jsonl").relative_to(request.workspace).as_posix()
+        for name in ("outcomes", "pairs", "variants", "controls")
+    }
+    repeated, aa = controls.repeat_metrics(base, same, other, paths["controls"])
+    hurt, worse = controls.damaged_metrics(tuned, damaged, paths["controls"])
+    shift, moved = controls.shift_metric(before, after, paths["controls"])
+    rows_of_controls = [*aa, *worse, *moved]
+    files = {"outcomes": tuned, "pairs": pairs, "variants": variants, "controls": rows_of_controls}
+    for name, rows in files.items():
+        write_jsonl(request.workspace / paths[name], rows)
     right = sum(r["success"] for r in tuned)
-    evidence = paired.relative_to(request.workspace).as_posix()
+    evidence = paths["pairs"]
     return PhaseResult(
         metrics=(
             Metric("paired_outcomes", float(len(pairs)), n=len(pairs), evidence=evidence),
             Metric(
                 "tuned_rate", right / len(tuned), n=len(tuned), successes=right, evidence=evidence
             ),
-            Metric("texts_changed", float(_changed(base, tuned)), n=len(tuned)),
+            _count("texts_changed", _changed(base, tuned), len(tuned), paths["outcomes"]),
+            *(
+                _count(f"{side}_outcomes_changed", controls.changed_outcomes(items, of), n, path)
+                for side, of, n, path in (
+                    ("base", base, len(base), request.inputs["baseline"]["outcomes"].path),
+                    ("tuned", tuned, len(tuned), paths["outcomes"]),
+                )
+            ),
+            *repeated,
+            hurt,
+            shift,
+            Metric(
+                "variant_readings", float(len(variants)), n=len(items), evidence=paths["variants"]
+            ),
         ),
-        artifacts=(
-            describe("outcomes", outcomes, request.workspace),
-            describe("pairs", paired, request.workspace),
+        artifacts=tuple(
+            describe(name, request.workspace / path, request.workspace)
+            for name, path in paths.items()
         ),
-        tokens=sum(int(r["tokens"]) for r in tuned),
+        tokens=sum(int(r["tokens"]) for r in (*tuned, *same, *other, *damaged)),
         summary={"base": by_kind(base), "tuned": by_kind(tuned)},
         flagged=tuple(r for r in pairs if r["base"] and not r["tuned"])[:10],
         judged_file="evaluation.json",
     )
+
+
+def _count(name: str, count: int, n: int, evidence: str) -> Metric:
+    return Metric(name, float(count), n=n, evidence=evidence)
 
 
 def tuned_adapter(request: PhaseRequest) -> Artifact:
@@ -110,7 +162,8 @@ def _conditions(request: PhaseRequest, params: EvaluateParams) -> Conditions:
     return conditions
 
 
-def _paired(base: list[Row], tuned: list[Row]) -> list[Row]:
+def pair_rows(base: list[Row], tuned: list[Row]) -> list[Row]:
+    """Two sides' outcomes, one row an item. Raises CorruptError: they are of other items."""
     if [r["id"] for r in base] != [r["id"] for r in tuned]:
         raise CorruptError(
             "base and tuned outcomes are not of the same items in the same order",

@@ -8,6 +8,8 @@ where the sampling is greedy; never from the clock or from earlier calls.
 Variables of the child's environment script it:
     RUNBOOK_FAKE_LABELS   probe files, ``:`` between them, whose rows it judges as they are
                           labelled; without it no filter that reads it calibrates
+    RUNBOOK_FAKE_LEARNS   a held-out file; with an adapter it gives a declared share of its items
+                          their reference, so that its training shows a gain
     RUNBOOK_FAKE_CALLS    a file that gets one JSON line for each call, before it is answered
     RUNBOOK_FAKE_KILL_AT  N: SIGKILL this process at the file's N-th line, so once over all restarts
 """
@@ -18,7 +20,9 @@ import math
 import os
 import re
 import signal
-from collections.abc import Mapping, Sequence
+import string
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Final, TypeVar
@@ -32,10 +36,13 @@ from runbook.errors import ConfigError
 CALLS: Final = "RUNBOOK_FAKE_CALLS"
 KILL_AT: Final = "RUNBOOK_FAKE_KILL_AT"
 LABELS: Final = "RUNBOOK_FAKE_LABELS"
+LEARNS: Final = "RUNBOOK_FAKE_LEARNS"
 
 FLAWS: Final = {"endless": 3, "new turn": 3, "repeating": 2}
 """Per cent of the answers that never end and so meet the token limit, that run into a turn of
 their own instead of the delimiter, and that say one thing over and over."""
+LEARNT: Final = 60
+"""Per cent of the items under RUNBOOK_FAKE_LEARNS that it answers with their reference."""
 BAD: Final = 12
 """Per cent of the texts without a label that it takes for bad."""
 
@@ -54,6 +61,8 @@ _TURN: Final = "Instruction: "
 _ASKS: Final = "\nResponse:"
 _LABEL: Final = "\nLabel:"
 _PER_LIST: Final = 5
+_LETTERS: Final = string.ascii_letters + string.digits
+_NONSENSE: Final = str.maketrans(_LETTERS, _LETTERS[7:] + _LETTERS[:7])
 
 _WORDS: Final = re.compile(r"\w+")
 _PEOPLE: Final = _WORDS.findall(
@@ -98,6 +107,7 @@ class FakeEngine:
     def __init__(self, adapter: str = "") -> None:
         """``adapter`` names what stands on the base: another name, other texts."""
         self._adapter = adapter
+        self._damaged = False
 
     def generate(
         self, prompts: Sequence[str], sampling: Sampling, stop: Sequence[str], seed: int
@@ -107,9 +117,28 @@ class FakeEngine:
         found = []
         for row, prompt in enumerate(prompts):
             key = () if sampling.temperature == 0 else (seed, row)
-            text = _continue(prompt, limit, _Draws(self._adapter, prompt, *key))
+            text = self._learnt(prompt)
+            text = text or _continue(prompt, limit, _Draws(self._adapter, prompt, *key))
+            if self._damaged:
+                text = text.translate(_NONSENSE)
             found.append(_cut(text, limit, stop))
         return found
+
+    def _learnt(self, prompt: str) -> str:
+        """What training taught it to answer; '' where it taught nothing."""
+        reference = _references().get(prompt) if self._adapter else None
+        if reference is None or _Draws("learnt", self._adapter, prompt).below(100) >= LEARNT:
+            return ""
+        return f" {reference}{prompts.ENDING}"
+
+    @contextmanager
+    def damaged(self) -> Iterator[None]:
+        """As the protocol has it: every letter and digit is another."""
+        self._damaged = True
+        try:
+            yield
+        finally:
+            self._damaged = False
 
     def label_logps(
         self, prefix: str, suffixes: Sequence[str], labels: tuple[str, str]
@@ -120,18 +149,22 @@ class FakeEngine:
         return [(-math.log1p(math.exp(-x)), -math.log1p(math.exp(x))) for x in odds]
 
     def text_logps(self, prefix: str, texts: Sequence[tuple[str, ...]]) -> list[list[list[float]]]:
-        """As the protocol has it: what it takes for good is likely."""
+        """As the protocol has it: what it takes for good is likely, less so with an adapter."""
         _note("text_logps", None, [prefix, *("".join(text) for text in texts)])
+        moved = _Draws("moved", self._adapter).below(100) / 1000 if self._adapter else 0.0
         found = []
         for lead, *pieces in texts:
             odds = 0.0 if lead == prompts.BARE_RESPONSE else _odds(f"{lead}{pieces[0]}")
-            found.append([[(odds - 8) / 4] * len(piece.split()) for piece in pieces])
+            found.append([[(odds - 8) / 4 - moved] * len(piece.split()) for piece in pieces])
         return found
 
     def states(self, prefix: str, texts: Sequence[str]) -> list[list[float]]:
         """As the protocol has it; the first of two numbers tells what it takes for good."""
         _note("states", None, [prefix, *texts])
         return [[_odds(text.removesuffix(_ASKS)), 1.0] for text in texts]
+
+    def fed(self, text: str) -> str:
+        return text
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())
@@ -175,7 +208,8 @@ def _continue(prompt: str, limit: int, draws: _Draws) -> str:
     if prompt.endswith(_ASKS):
         instruction = prompt.removesuffix(_ASKS).rpartition(_TURN)[2]
         return _respond(instruction, limit, draws, shown=DELIMITER in prompt)
-    return f" It was a {draws.pick(_COLOURS)} day in the {draws.pick(_PLACES)}.\n"
+    days = (f" It was a {draws.pick(_COLOURS)} day in the {draws.pick(_PLACES)}.\n" for _ in "ab")
+    return "".join(days) * limit
 
 
 def _list(number: int, draws: _Draws) -> str:
@@ -266,6 +300,17 @@ def _labels() -> Mapping[str, bool]:
             else:
                 asked = prompts.evaluation_prompt(row["instruction"])
                 found[f"{asked} {row['response']}"] = bool(row["good"])
+    return found
+
+
+@cache
+def _references() -> Mapping[str, str]:
+    """The references it can learn, by the prompt of the evaluation."""
+    found = {}
+    for path in filter(None, os.environ.get(LEARNS, "").split(os.pathsep)):
+        for line in filter(str.strip, Path(path).read_text("utf-8").splitlines()):
+            row = json.loads(line)
+            found[prompts.evaluation_prompt(row["instruction"])] = str(row["reference"])
     return found
 
 

@@ -15,6 +15,7 @@ from typing import Final
 from pydantic import Field
 
 from phases import clean, prompts
+from phases.data_checks import DataParams
 from phases.engines import Engine, SamplingParams
 from phases.filters import Filter, keeps
 from phases.held_out import load_instructions
@@ -34,16 +35,13 @@ class ListSampling(SamplingParams):
     lists_per_round: int = Field(ge=1)
 
 
-class GenerationParams(SamplingParams):
+class GenerationParams(SamplingParams, DataParams):
     """Parameters of data generation, of the pilot and of each shard."""
 
     few_shot: str
-    held_out: str
     target_kept: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
     instructions: ListSampling
-    near_duplicate: float = Field(gt=0, le=1)
-    """Jaccard index of word sets from which two instructions are near-duplicates."""
 
     def check_files(self) -> None:
         """Read the few-shot file and the held-out set before anything is spent.
@@ -68,6 +66,8 @@ class PilotParams(GenerationParams):
 
     raw_rows: int = Field(ge=1)
     """Raw generations that must stand behind the rates, at the least."""
+    forecast_target: int = Field(ge=1)
+    """Kept rows that the scale-up is to have; the distinct yield is forecast at it."""
 
 
 @dataclass
@@ -173,11 +173,12 @@ class Generator:
 
             rows = batch(self.request, f"{key}/lists/{number:04d}", make)
             self._tell(f"{key} lists", number + 1, len(starts), rows, kept)
-            for row in rows:
-                found.extend(
-                    {"instruction": text, "fate": self.screen.fate(text)}
-                    for text in parse_instructions(row["text"], cut_off=row["cut_off"])
-                )
+            texts = [t for r in rows for t in parse_instructions(r["text"], cut_off=r["cut_off"])]
+            share = round(sum(int(r["tokens"]) for r in rows) / max(len(texts), 1), 2)
+            found.extend(
+                {"instruction": text, "fate": self.screen.fate(text), "list_tokens": share}
+                for text in texts
+            )
         return found
 
     def _judge_instructions(self, key: str, rows: list[Row], kept: int) -> None:
@@ -205,16 +206,9 @@ class Generator:
             row.update(self._cleaned(row["raw"]))
 
     def _cleaned(self, raw: str) -> Row:
-        done = clean.cut(raw)
-        facts: Row = {
-            "response": done.text,
-            "cut_by": done.cut_by,
-            "runaway": clean.is_runaway(done),
-            "residue": clean.has_residue(done.text),
-            "fate": clean.fault(done),
-        }
+        facts = read_raw(raw)
         if not facts["fate"]:
-            facts["response_tokens"] = self.engine.count_tokens(done.text)
+            facts["response_tokens"] = self.engine.count_tokens(facts["response"])
         return facts
 
     def _judge_pairs(self, key: str, rows: list[Row], kept: int) -> None:
@@ -257,6 +251,18 @@ class Generator:
     @property
     def _batch_size(self) -> int:
         return int(self.request.engine.get("batch_size", 32))
+
+
+def read_raw(raw: str) -> Row:
+    """What cleaning makes of a raw text, and what the detectors say of it; needs no model."""
+    done = clean.cut(raw)
+    return {
+        "response": done.text,
+        "cut_by": done.cut_by,
+        "runaway": clean.is_runaway(done),
+        "residue": clean.has_residue(done.text),
+        "fate": clean.fault(done),
+    }
 
 
 def _length(row: Row) -> int:

@@ -18,9 +18,11 @@ from typing import Final
 from pydantic import Field
 
 from phases import clean, prompts
+from phases.contamination import read_sentinels
+from phases.data_checks import DataParams, seal_held_out
 from phases.engines import Engine, Generation, SamplingParams, open_engine
 from phases.filters import Filter, keeps, load_filters
-from phases.pilot import read_sentinels
+from phases.pair_checks import measure_pairs
 from phases.records import Row, batch, chunks, parse_params
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Json, Metric, PhaseRequest, PhaseResult
@@ -32,18 +34,33 @@ METRICS: Final = (
     "near_equal",
     "pair_yield",
     "chosen_longer",
+    "distinct_exact",
+    "distinct_normalised",
+    "distinct_near",
+    "distinct_near_rate",
+    "largest_repeat",
+    "overlap_exact",
+    "overlap_normalised",
+    "overlap_13gram",
+    "overlap_near",
+    "overlap_quoted",
+    "incomplete_provenance",
+    "bad_sentinels",
+    "equal_pairs",
     "end_of_turn_logp",
     "completions_right",
     "assistant_like",
+    "bare_endings",
     "prefix_mismatch",
     "template_left",
+    "fed_markup",
 )
 PAIRED: Final = "paired"
 _SHOWN: Final = 10
 
 
-class PreferenceParams(SamplingParams):
-    """How answers are drawn, and how far apart the two of a pair must be."""
+class PreferenceParams(SamplingParams, DataParams):
+    """How answers are drawn, how far apart a pair's two must be, and what they are held against."""
 
     few_shot: str
     instructions: int = Field(ge=1)
@@ -69,7 +86,10 @@ class Choice:
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifacts ``preferences`` (pairs) and ``candidates`` (every answer's fate)."""
+    """Return the artifacts ``preferences`` (pairs) and ``candidates`` (every answer's fate).
+
+    And the seal of the held-out set that the pairs were held against.
+    """
     params = parse_params(PreferenceParams, request)
     records = read_jsonl(request.workspace / request.inputs["scale"]["dataset"].path)
     asked = [str(record["instruction"]) for record in records[: params.instructions]]
@@ -86,7 +106,7 @@ def run(request: PhaseRequest) -> PhaseResult:
         if choice.chosen is not None and choice.rejected is not None
     ]
     rows = [row for group in answers.values() for row in group]
-    return _finished(request, rows, Counter(c.outcome for c in choices), pairs, sentinels)
+    return _finished(request, params, rows, Counter(c.outcome for c in choices), pairs, sentinels)
 
 
 def _answer(
@@ -259,6 +279,7 @@ def _metadata(
 
 def _finished(
     request: PhaseRequest,
+    params: PreferenceParams,
     rows: Sequence[Row],
     outcomes: Mapping[str, int],
     pairs: Sequence[Row],
@@ -270,10 +291,15 @@ def _finished(
     write_jsonl(candidates, rows)
     evidence = preferences.relative_to(request.workspace).as_posix()
     return PhaseResult(
-        metrics=(*measure(pairs, outcomes, evidence), *sentinels),
+        metrics=(
+            *measure(pairs, outcomes, evidence),
+            *measure_pairs(request, params, pairs),
+            *sentinels,
+        ),
         artifacts=(
             describe("preferences", preferences, request.workspace),
             describe("candidates", candidates, request.workspace),
+            seal_held_out(request, Path(params.held_out)),
         ),
         tokens=sum(int(row["tokens"]) for row in rows),
         summary={

@@ -50,7 +50,14 @@ class ProbePair(_Labelled):
     response: Text
     half: Literal["tune", "test"]
     negative: Literal[
-        "", "mismatched", "cut_off", "rambling", "empty_of_sense", "wrong_answer", "wrong_format"
+        "",
+        "mismatched",
+        "cut_off",
+        "rambling",
+        "empty_of_sense",
+        "other",
+        "wrong_answer",
+        "wrong_format",
     ]
 
     @property
@@ -75,13 +82,23 @@ Probe = ProbeInstruction | ProbePair | GeneratedPair
 Row = TypeVar("Row", ProbeInstruction, ProbePair, GeneratedPair)
 
 
-def load_probes(path: Path, model: type[Row]) -> list[Row]:
-    """The rows of a probe file.
+def load_probes(path: Path, model: type[Row], added: str | None = None) -> list[Row]:
+    """The rows of a probe file, and of a user's own beside it.
 
     Raises:
         ConfigError: names the line and what is wrong with it; or an id stands twice, or a half
             has too few rows of one label. Generated rows need no number, since they judge nothing.
     """
+    found = _rows(path, model)
+    if added:
+        found += _rows(Path(added), model)
+    _refuse_doubles(Path(added) if added else path, found)
+    if not issubclass(model, GeneratedPair):
+        _check(path, found)
+    return found
+
+
+def _rows(path: Path, model: type[Row]) -> list[Row]:
     found: list[Row] = []
     for number, line in read_lines(path):
         try:
@@ -92,9 +109,6 @@ def load_probes(path: Path, model: type[Row]) -> list[Row]:
                 where=f"{path}:{number}",
                 fix=f"give it the fields {', '.join(model.model_fields)}; see specs/probe/",
             ) from error
-    _refuse_doubles(path, found)
-    if not issubclass(model, GeneratedPair):
-        _check(path, found)
     return found
 
 

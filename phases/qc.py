@@ -7,23 +7,30 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
-from phases.clean import DELIMITER
+from phases.clean import DELIMITER, STOP_STRINGS, has_residue, is_cut_off
 from phases.filters import keeps
 from phases.records import Row
-from runbook.contract import Json, Metric
+from runbook.contract import Instrument, Json, Metric
 
 _SCORE_BIN: Final = 0.25
+MIN_TORN: Final = 5
+MAX_TORN: Final = 0.05
+"""Of the raw generations may break off though they hit no limit: a model ends a text badly too."""
 
 
-def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
+def measure(
+    rows: Sequence[Row], kept: Sequence[Row], evidence: str, dataset: str
+) -> tuple[Metric, ...]:
     """The QC metrics of stage 1.
 
     Args:
         rows: every candidate with its fate.
         kept: the records of the dataset.
         evidence: path of the candidate rows, relative to the workspace.
+        dataset: path of the records.
     """
     judged = [r for r in rows if "instruction_critique" in r]
     raw = [r for r in rows if "raw" in r]
@@ -38,13 +45,7 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
             "cleaned responses",
             evidence,
         ),
-        _rate(
-            "token_limit_rate",
-            sum(r["hit_limit"] for r in raw),
-            len(raw),
-            "raw generations",
-            evidence,
-        ),
+        _token_limit(raw, evidence),
         _rate(
             "instruction_acceptance",
             sum(r["fate"] != "rejected_instruction" for r in judged),
@@ -61,34 +62,72 @@ def measure(rows: Sequence[Row], kept: Sequence[Row], evidence: str) -> tuple[Me
         ),
         Metric(
             "delimiter_left",
-            float(sum(holds_piece(r["response"]) for r in kept)) if kept else None,
+            float(sum(left_over(r["response"]) for r in kept)) if kept else None,
             n=len(kept),
+            evidence=dataset,
         ),
         Metric(
             "median_tokens",
             _quantile(tokens, 0.5) if tokens else None,
             n=len(tokens),
             denominator="kept responses",
-            evidence=evidence,
+            evidence=dataset,
         ),
-        Metric("kept", float(len(kept)), n=len(kept)),
-        Metric(
-            "distinct_instructions",
-            float(len({r["instruction"] for r in kept})),
-            n=len(kept),
-        ),
+        Metric("kept", float(len(kept)), n=len(kept), evidence=dataset),
     )
 
 
-def holds_piece(text: str) -> bool:
-    """Whether any three or more characters of the delimiter in a row stand in a text.
+def _token_limit(raw: Sequence[Row], evidence: str) -> Metric:
+    """The share that hit the limit; broken where what is said to have ended did not.
 
-    A reading of its own: cleaning drops what its patterns know, and this one does not use them.
-    The bare word END is no piece.
+    A text that was not stopped by the limit ends by a stop string or where the model ended it. One
+    that carries no stop string and breaks off in mid-sentence was cut by something.
     """
-    size = 3
-    pieces = {DELIMITER[i : i + size] for i in range(len(DELIMITER) - size + 1)}
-    return any(piece in text for piece in pieces if "#" in piece)
+    found = _rate(
+        "token_limit_rate",
+        sum(r["hit_limit"] for r in raw),
+        len(raw),
+        "raw generations",
+        evidence,
+    )
+    torn = [
+        r
+        for r in raw
+        if not r["hit_limit"]
+        and not any(stop in r["raw"].lstrip() for stop in STOP_STRINGS)
+        and is_cut_off(r["raw"])
+    ]
+    if len(torn) < MIN_TORN or len(torn) < MAX_TORN * len(raw):
+        return found
+    note = (
+        f"{len(torn)} of {len(raw)} raw generations that did not hit the limit, so the engine "
+        "says, break off in mid-sentence; look at how it reads hit_limit"
+    )
+    return replace(found, instrument=Instrument.BROKEN, note=note)
+
+
+def left_over(response: str) -> bool:
+    """Whether a piece of the delimiter or a special token stands in a kept response.
+
+    Cleaning's own patterns, and a reading that does not use them.
+    """
+    return has_residue(response) or holds_piece(response)
+
+
+def holds_piece(text: str) -> bool:
+    """Whether five or more characters of the delimiter in a row stand in a text.
+
+    At the end of a line three are enough; elsewhere they may be a heading's. The bare word END is
+    no piece.
+    """
+    if any(piece in text for piece in _pieces(5)):
+        return True
+    small = tuple(piece for piece in _pieces(3) if "#" in piece)
+    return any(line.rstrip().endswith(small) for line in text.split("\n"))
+
+
+def _pieces(size: int) -> set[str]:
+    return {DELIMITER[i : i + size] for i in range(len(DELIMITER) - size + 1)}
 
 
 def _rate(name: str, hits: int, n: int, denominator: str, evidence: str) -> Metric:

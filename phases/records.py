@@ -36,14 +36,22 @@ def batch(request: PhaseRequest, key: str, make: Callable[[int], Sequence[Row]])
         make: called with the batch's seed.
 
     Raises:
-        CorruptError: the file of a committed batch is gone or was changed.
+        CorruptError: the file of a committed batch is gone or was changed, or JSON has no form for
+            what was made, as for a number that is not finite.
     """
     path = request.work / f"{key}.json"
     known = request.channel.committed(key)
     if known is not None:
         return _read_back(path, known)
     rows = list(make(batch_seed(request, key)))
-    sha = write_json(path, {"key": key, "rows": rows})
+    try:
+        sha = write_json(path, {"key": key, "rows": rows})
+    except ValueError as error:
+        raise CorruptError(
+            f"the batch {key!r} cannot be written: {error}",
+            where=request.step,
+            fix="where a number is not finite, the model's weights or its engine are broken",
+        ) from error
     relative = path.relative_to(request.workspace).as_posix()
     request.channel.commit(Committed(key, relative, sha, len(rows)))
     return rows

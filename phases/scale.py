@@ -15,6 +15,9 @@ from typing import Final
 from pydantic import Field
 
 from phases import qc
+from phases.certificates import certified
+from phases.contamination import read_sentinels
+from phases.data_checks import measure_data, seal_held_out
 from phases.engines import Engine, open_engine
 from phases.filters import Filter, load_filters
 from phases.generation import (
@@ -24,7 +27,7 @@ from phases.generation import (
     to_record,
 )
 from phases.held_out import load_instructions
-from phases.pilot import read_sentinels
+from phases.pilot import generated_tokens
 from phases.prompts import load_few_shot, seen_instructions
 from phases.records import Row, parse_params
 from runbook.artifacts import (
@@ -38,7 +41,6 @@ from runbook.artifacts import (
 )
 from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import CorruptError
-from runbook.text import normalise
 
 PARAMS: Final = "phases.scale:ScaleParams"
 METRICS: Final = (
@@ -49,18 +51,27 @@ METRICS: Final = (
     "delimiter_left",
     "median_tokens",
     "kept",
-    "distinct_instructions",
-    "held_out_overlap",
+    "distinct_exact",
+    "distinct_normalised",
+    "distinct_near",
+    "distinct_near_rate",
+    "largest_repeat",
+    "overlap_exact",
+    "overlap_normalised",
+    "overlap_13gram",
+    "overlap_near",
+    "overlap_quoted",
     "incomplete_provenance",
+    "bad_sentinels",
     "end_of_turn_logp",
     "completions_right",
     "assistant_like",
+    "bare_endings",
     "prefix_mismatch",
     "template_left",
+    "fed_markup",
 )
 SHARDS: Final = "artifacts/data_gen_shards"
-MIN_QUOTED_WORDS: Final = 4
-"""A shorter instruction stands in too many texts by chance."""
 
 
 class ScaleParams(GenerationParams):
@@ -128,7 +139,7 @@ def _shard(
 
 def _identity(request: PhaseRequest, params: ScaleParams, number: int) -> str:
     """A hash of all that can change a shard's bytes; how many others there are is not in it."""
-    fields = params.model_dump(exclude={"shards", "target_kept"})
+    fields = params.model_dump(exclude={"shards", "target_kept", "sentinels"})
     for name in ("few_shot", "held_out"):
         fields[name] = sha256_file(Path(fields[name]))
     earlier = {
@@ -144,25 +155,31 @@ def _identity(request: PhaseRequest, params: ScaleParams, number: int) -> str:
 
 
 def _complete(folder: Path, identity: str) -> bool:
-    """Whether the shard is there, and is the one that would be made now.
-
-    Raises:
-        CorruptError: a complete shard's file was changed.
-    """
+    """Whether the shard is there, and is the one that would be made now."""
     path = folder / "manifest.json"
     if not path.is_file():
         return False
     manifest = json.loads(path.read_text("utf-8"))
     if manifest["identity"] != identity:
         return False
-    for name, sha in manifest["files"].items():
+    _check_files(folder)
+    return True
+
+
+def _check_files(folder: Path) -> None:
+    """Hold a complete shard's files against its manifest.
+
+    Raises:
+        CorruptError: one of them is missing, was cut short or otherwise changed.
+    """
+    path = folder / "manifest.json"
+    for name, sha in json.loads(path.read_text("utf-8"))["files"].items():
         if not (folder / name).is_file() or sha256_file(folder / name) != sha:
             raise CorruptError(
                 f"{name} of a complete shard is missing or was changed",
                 where=str(folder / name),
                 fix=f"restore the file with sha256 {sha}, or delete {path} to make the shard anew",
             )
-    return True
 
 
 def _merge(
@@ -176,6 +193,8 @@ def _merge(
     screen = make_screen(params.near_duplicate, [], load_instructions(Path(params.held_out)))
     merged: list[Row] = []
     dropped: Counter[str] = Counter()
+    for folder in shards:
+        _check_files(folder)
     made = [record for folder in shards for record in read_jsonl(folder / "dataset.jsonl")]
     for record in [*pilot, *made]:
         fate = screen.fate(str(record["instruction"]))
@@ -192,18 +211,23 @@ def _merge(
     candidates = request.output / "stage1_candidates.jsonl"
     write_jsonl(candidates, rows)
     write_jsonl(dataset, merged)
+    paths = [path.relative_to(request.workspace).as_posix() for path in (candidates, dataset)]
     return PhaseResult(
-        metrics=(
-            *qc.measure(rows, merged, candidates.relative_to(request.workspace).as_posix()),
-            *_merge_metrics(params, merged),
-            *sentinels,
+        metrics=certified(
+            request,
+            (
+                *qc.measure(rows, merged, *paths),
+                *measure_data(request, params, merged),
+                *sentinels,
+            ),
         ),
         artifacts=(
             describe("dataset", dataset, request.workspace),
             describe("candidates", candidates, request.workspace),
+            seal_held_out(request, Path(params.held_out)),
             *_shard_manifests(request, shards),
         ),
-        tokens=sum(int(r.get("tokens", 0)) for r in rows[len(pilot_rows) :]),
+        tokens=generated_tokens(rows[len(pilot_rows) :]),
         summary={
             "qc": qc.summarise(rows, merged),
             "merge": {"pilot": len(pilot), "shards": len(made), "dropped": dict(dropped)},
@@ -212,38 +236,6 @@ def _merge(
         judged_file="qc_summary.json",
         samples=qc.sample(merged, request.seed),
     )
-
-
-def _merge_metrics(params: ScaleParams, merged: Sequence[Row]) -> tuple[Metric, ...]:
-    """Censuses of the merged file's own rows."""
-    held_out = [normalise(text) for text in load_instructions(Path(params.held_out))]
-    overlapping = sum(quotes_held_out(row, held_out) for row in merged)
-    incomplete = sum(not _has_provenance(r) for r in merged)
-    return (
-        Metric("held_out_overlap", float(overlapping) if merged else None, n=len(merged)),
-        Metric("incomplete_provenance", float(incomplete) if merged else None, n=len(merged)),
-    )
-
-
-def quotes_held_out(row: Row, held_out: Sequence[str]) -> bool:
-    """Whether a held-out instruction and a row quote each other word for word.
-
-    Looks where the merge's screen does not: at a held-out instruction within a longer instruction
-    or within the response, and at a row's instruction of four words or more within a held-out one.
-    ``held_out`` is normalised text.
-    """
-    asked = normalise(str(row["instruction"]))
-    whole = f" {asked} | {normalise(str(row['response']))} "
-    long = asked.count(" ") >= MIN_QUOTED_WORDS - 1
-    return any(f" {item} " in whole or (long and f" {asked} " in f" {item} ") for item in held_out)
-
-
-def _has_provenance(record: Row) -> bool:
-    metadata = record.get("metadata", {})
-    needed = ("model", "quantization", "template_disabled", "seed", "sentinel", "fingerprint")
-    # Outside git there is no commit; the installed version then says which code it was.
-    code = metadata.get("git_sha") or metadata.get("versions", {}).get("runbook")
-    return bool(code) and all(metadata.get(field) is not None for field in needed)
 
 
 def _shard_manifests(request: PhaseRequest, shards: Sequence[Path]) -> tuple[Artifact, ...]:

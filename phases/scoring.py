@@ -1,13 +1,13 @@
 """One way to score a model on the held-out set: same items, batches, prompt, stop rule, scorer.
 
-Baseline and tuned model both go through ``score_items`` with the same ``Conditions``; only then
+Baseline and tuned model both go through ``score_batches`` with the same ``Conditions``; only then
 are their outcomes comparable. Greedy text depends on the batch, so the batches are pinned: items
 sorted by length, then id.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -16,6 +16,7 @@ from phases.engines import Engine, Sampling
 from phases.records import Row, batch, chunks
 from runbook.contract import PhaseRequest
 
+Item = verifiers.HeldOutItem
 GREEDY: Final = 0.0
 
 
@@ -36,30 +37,44 @@ class Conditions(BaseModel):
         items_of(self)
 
 
-def items_of(conditions: Conditions) -> tuple[verifiers.HeldOutItem, ...]:
+def items_of(conditions: Conditions) -> tuple[Item, ...]:
     """The fixed subset of the held-out set."""
     return held_out.subset(held_out.load_items(Path(conditions.held_out)), conditions.per_kind)
 
 
-def score_items(
-    request: PhaseRequest,
-    engine: Engine,
-    conditions: Conditions,
-    items: Sequence[verifiers.HeldOutItem],
-    stream: str,
-) -> list[Row]:
-    """One row an item, sorted by id: raw text, response, and the verifier's findings."""
+def batches_of(conditions: Conditions, items: Sequence[Item]) -> list[list[Item]]:
+    """The pinned batches: what else stands in one changes the text of an item."""
     ordered = sorted(items, key=lambda i: (len(i.instruction), i.id))
     groups = chunks([{"item": item} for item in ordered], conditions.batch_size)
+    return [[entry["item"] for entry in part] for part in groups]
+
+
+def score_batches(
+    request: PhaseRequest,
+    engine: Callable[[], Engine],
+    conditions: Conditions,
+    groups: Sequence[Sequence[Item]],
+    stream: str,
+    ask: Callable[[str], str] = prompts.evaluation_prompt,
+) -> list[Row]:
+    """One row an item, sorted by id: raw text, response, and the verifier's findings.
+
+    Args:
+        request: the step's.
+        engine: opens the engine; not called where the journal holds every batch.
+        conditions: of the scoring.
+        groups: the items, batch by batch.
+        stream: what the batches' keys begin with.
+        ask: makes the prompt of an instruction.
+    """
     sampling = Sampling(conditions.max_new_tokens, GREEDY)
     rows: list[Row] = []
     for number, part in enumerate(groups):
-        asked = [entry["item"] for entry in part]
 
-        def make(seed: int, asked: list[Any] = asked) -> list[Row]:
-            texts = [prompts.evaluation_prompt(item.instruction) for item in asked]
-            made = engine.generate(texts, sampling, clean.STOP_STRINGS, seed)
-            return [_scored(item, g.text, g.tokens) for item, g in zip(asked, made, strict=True)]
+        def make(seed: int, asked: Sequence[Item] = part) -> list[Row]:
+            texts = [ask(item.instruction) for item in asked]
+            made = engine().generate(texts, sampling, clean.STOP_STRINGS, seed)
+            return [score_text(item, g.text, g.tokens) for item, g in zip(asked, made, strict=True)]
 
         rows += batch(request, f"{stream}/{number:04d}", make)
         request.channel.progress(
@@ -71,7 +86,8 @@ def score_items(
     return sorted(rows, key=lambda r: str(r["id"]))
 
 
-def _scored(item: verifiers.HeldOutItem, raw: str, tokens: int) -> Row:
+def score_text(item: Item, raw: str, tokens: int) -> Row:
+    """A raw continuation as a row of outcomes: cut by the one stop rule, then verified."""
     response = clean.cut(raw).text
     found = verifiers.score(item, response)
     return {

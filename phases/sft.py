@@ -14,13 +14,15 @@ from phases.base_model import BaseModel as Base
 from phases.base_model import load_base_model
 from phases.checkpoints import (
     CommitCheckpoints,
-    check_weights,
     logged,
     save_adapter,
     score_responses_alone,
     train,
     trainer_settings,
+    weight_metrics,
+    write_log,
 )
+from phases.data_checks import CLEAN, measure_data
 from phases.records import Row, parse_params
 from phases.training_params import SftParams
 from runbook.artifacts import read_jsonl
@@ -29,14 +31,32 @@ from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.training_params:SftParams"
 METRICS: Final = (
+    "distinct_exact",
+    "distinct_normalised",
+    "distinct_near",
+    "distinct_near_rate",
+    "largest_repeat",
+    "overlap_exact",
+    "overlap_normalised",
+    "overlap_13gram",
+    "overlap_near",
+    "overlap_quoted",
+    "incomplete_provenance",
+    "bad_sentinels",
     "nonfinite_weights",
     "adapter_norm",
     "final_loss",
 )
+_LEARNT: Final = METRICS[-3:]
+"""What only a training measures."""
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifact ``adapter``, a folder, and write TRAINING_SUCCESS beside it."""
+    """Return the artifact ``adapter``, a folder, and write TRAINING_SUCCESS beside it.
+
+    Where the data is not clean, nothing is trained: the data's metrics come back, and the gate
+    finds no adapter measured.
+    """
     params = parse_params(SftParams, request)
     dataset = request.inputs["scale"]["dataset"].path
     records = read_jsonl(request.workspace / dataset)
@@ -46,6 +66,11 @@ def run(request: PhaseRequest) -> PhaseResult:
             where=dataset,
             fix="let the gate of the step that made it ask for kept rows",
         )
+    checks = measure_data(request, params, records)
+    dirty = [m.name for m in checks if m.name in CLEAN and m.value]
+    if dirty:
+        note = f"not trained, since the data is not clean: {', '.join(dirty)}"
+        return PhaseResult(metrics=(*checks, *(Metric(m, None, n=1, note=note) for m in _LEARNT)))
     folder = request.workspace / request.inputs["prepare_model"]["base_model"].path
     base = load_base_model(
         folder, request.model, request.engine, quantization=params.quantization, trainable=True
@@ -53,13 +78,13 @@ def run(request: PhaseRequest) -> PhaseResult:
     rows = [encode_row(base, record, params.max_length) for record in records]
     trainer = make_trainer(request, params, base, rows)
     train(request, trainer)
-    bad, norm = check_weights(trainer.model)
     losses = logged(trainer, "loss")
+    last = losses[-1] if losses else None
     return PhaseResult(
         metrics=(
-            Metric("nonfinite_weights", float(bad), n=1),
-            Metric("adapter_norm", norm, n=1),
-            Metric("final_loss", losses[-1] if losses else None, n=len(losses)),
+            *checks,
+            *weight_metrics(request, trainer.model, "adapter_norm"),
+            Metric("final_loss", last, n=len(losses), evidence=write_log(request, trainer)),
         ),
         artifacts=save_adapter(request, trainer.model),
         tokens=int(sum(len(r["input_ids"]) for r in rows) * params.epochs),

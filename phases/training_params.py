@@ -2,6 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from phases.data_checks import DataParams
+
 
 class TrainingParams(BaseModel):
     """Optimiser settings, in the field's usual names."""
@@ -20,16 +22,19 @@ class TrainingParams(BaseModel):
     save_steps: int = Field(ge=1)
 
 
-class SftParams(TrainingParams):
-    """QLoRA and optimiser settings."""
+class SftParams(TrainingParams, DataParams):
+    """QLoRA and optimiser settings, and what the data is held against once more."""
 
     r: int = Field(ge=1)
     alpha: int = Field(ge=1)
     dropout: float = Field(ge=0, lt=1)
 
 
-class DpoParams(TrainingParams):
-    """Optimiser settings; rank, alpha and target modules are the sft adapter's own."""
+class DpoParams(TrainingParams, DataParams):
+    """Optimiser settings; rank, alpha and target modules are the sft adapter's own.
+
+    And what the pairs are held against once more.
+    """
 
     beta: float = Field(gt=0)
     """How strongly the policy is held to the sft adapter; TRL's and the paper's beta."""

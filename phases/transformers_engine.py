@@ -4,7 +4,8 @@ It feeds nothing but what ``BaseModel.encode`` made, and is opened by ``phases.e
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, Final
 
@@ -168,6 +169,21 @@ class TransformersEngine:
         found: list[list[float]] = torch.nn.functional.normalize(ends, dim=-1).mean(0).tolist()
         return found
 
+    @contextmanager
+    def damaged(self) -> Iterator[None]:
+        """As the protocol has it: the output layer reads each state shifted by one place.
+
+        A hook, so that no weight changes, whatever its quantization.
+        """
+        head = self.base.model.get_output_embeddings()
+        hook = head.register_forward_pre_hook(
+            lambda _, inputs: (inputs[0].roll(1, dims=-1), *inputs[1:])
+        )
+        try:
+            yield
+        finally:
+            hook.remove()
+
     def _hidden(self, prefix: str, rows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Last hidden states after a cached prefix. Shape: (rows, longest row, width)."""
         hidden: torch.Tensor = self._run(prefix, rows).last_hidden_state
@@ -251,6 +267,9 @@ class TransformersEngine:
             mask.append([*off, *on] if side == "left" else [*on, *off])
         device = self.base.device
         return torch.tensor(ids, device=device), torch.tensor(mask, device=device)
+
+    def fed(self, text: str) -> str:
+        return self.base.spell(self.base.encode(text))
 
     def count_tokens(self, text: str) -> int:
         return len(self.base.encode(text, continues=True))

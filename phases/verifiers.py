@@ -7,6 +7,7 @@ content, and a response succeeds when both hold.
 Not here: generation, cleaning, rates, files.
 """
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
@@ -46,17 +47,22 @@ class _Row(BaseModel):
 
 
 class ExactCount(_Row):
-    """The response is a list of `count` items, none of them empty; see `split_items`."""
+    """The response is a list of `count` items, none of them empty; see `split_items`.
+
+    `slack` more or fewer are let pass; it is there for `moved`.
+    """
 
     aspect: ClassVar[Aspect] = "format"
     check: Literal["exact_count"]
     count: int = Field(ge=1)
+    slack: int = Field(default=0, ge=0)
 
     def failure(self, response: str) -> str | None:
         items = split_items(response)
         if not all(items):
             return f"an empty item in {items}"
-        return None if len(items) == self.count else f"{len(items)} items, asked {self.count}"
+        near = abs(len(items) - self.count) <= self.slack
+        return None if near else f"{len(items)} items, asked {self.count}"
 
 
 class AllowedItems(_Row):
@@ -273,3 +279,26 @@ def score(item: HeldOutItem, response: str) -> Score:
         content_ok="content" not in aspects,
         failures=tuple(f"{c.aspect} {c.check}: {reason}" for c, reason in failed),
     )
+
+
+def moved(item: HeldOutItem, share: float) -> HeldOutItem:
+    """The item with every threshold of its checks moved by a share: 0.2 is laxer, -0.2 stricter.
+
+    A threshold that counts stays a whole number, so a small one may not move at all.
+    """
+    return item.model_copy(update={"checks": tuple(_moved(check, share) for check in item.checks)})
+
+
+def _moved(check: Check, share: float) -> Check:
+    match check:
+        case MaxWords():
+            change: dict[str, float] = {"words": max(1, math.floor(check.words * (1 + share)))}
+        case MinWords():
+            change = {"words": math.ceil(check.words * (1 - share))}
+        case Number():
+            change = {"tolerance": check.tolerance * (1 + share)}
+        case ExactCount():
+            change = {"slack": max(0, math.floor(check.count * share))}
+        case _:
+            return check
+    return check.model_copy(update=change)

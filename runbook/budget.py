@@ -103,14 +103,20 @@ def seconds_left(limits: Limits, now: Spent, *, terminal: bool) -> float:
         now: what is spent.
         terminal: whether the reserve may be drawn upon.
     """
-    left = [math.inf]
+    least = min(seconds_by_limit(limits, now).values(), default=math.inf)
+    return least - (0.0 if terminal else limits.reserve_s)
+
+
+def seconds_by_limit(limits: Limits, now: Spent) -> dict[str, float]:
+    """How much longer each limit of time lets an executor work, by its key in ``budget:``."""
+    left = {}
     if limits.wall_clock_s is not None:
-        left.append(limits.wall_clock_s - now.seconds)
+        left["wall_clock"] = limits.wall_clock_s - now.seconds
     if limits.gpu_hours is not None and limits.gpus:
-        left.append(limits.gpu_hours / limits.gpus * _HOUR - now.seconds)
+        left["gpu_hours"] = limits.gpu_hours / limits.gpus * _HOUR - now.seconds
     if limits.usd is not None and limits.usd_per_hour:
-        left.append((limits.usd - now.usd(limits)) / limits.usd_per_hour * _HOUR)
-    return min(left) - (0.0 if terminal else limits.reserve_s)
+        left["usd"] = (limits.usd - now.usd(limits)) / limits.usd_per_hour * _HOUR
+    return left
 
 
 def review_left(limits: Limits, now: Spent) -> float:

@@ -2,8 +2,9 @@
 
 Rule: a step is made anew where, and only where, a changed field reaches its bytes, directly or
 through the steps it reads. A changed gate judges the same bytes again. Changed code makes anew
-what has begun and is not done; what passed stays, made with earlier code. What only affects
-throughput or place is no part of the documents that are compared, so it changes nothing.
+what has begun and is not done; what passed stays, made with earlier code. But a certificate of
+instruments that are other ones now is made anew where a step that is not done reads it. What only
+affects throughput or place is no part of the documents that are compared, so it changes nothing.
 """
 
 import re
@@ -37,6 +38,8 @@ _FIXED = ("function", "output", "phase")
 _DONE = (Status.FINISHED, Status.JUDGED, Status.PASSED)
 _KEPT = (Status.PASSED, Status.SKIPPED)
 """What a fix in a later step's code must not throw away."""
+_CERTIFICATE = "certificate"
+"""The artifact by which a step vouches for the code of the instruments that later steps use."""
 _SHARD = re.compile(r"shard-(\d+)/")
 
 
@@ -263,11 +266,17 @@ def _steps(
 ) -> Iterator[StepChange]:
     wide = [str(d) for d in found if d.path[0] in _SESSION_WIDE]
     reached: dict[str, tuple[str, ...]] = {}
+    certified_anew: set[str] = set()
     for step in plan.steps:
         own = [d for d in found if d.path[:2] == ("steps", step.name)]
-        through = tuple(name for name in step.inputs if reached.get(name))
         mine = state.steps[step.name]
+        # What passed was judged while the certificate held, so it stays.
+        passed_over = certified_anew if mine.status in _KEPT else set()
+        through = tuple(n for n in step.inputs if reached.get(n) and n not in passed_over)
         causes = [*wide, *_own_causes(old.step(step.name), step, own, mine)]
+        if not causes and not through and (stale := _stale(plan, state, step, own)):
+            certified_anew.add(step.name)
+            causes += stale
         causes += [field for name in through for field in reached[name]]
         reached[step.name] = tuple(dict.fromkeys(causes))
         if not causes and old.step(step.name).fingerprint != step.fingerprint:
@@ -293,6 +302,23 @@ def _own_causes(
     if judged_next and step.gate and step.gate.extend is not None:
         for module in _earlier_code(step, mine):
             yield f"a second look would mix two sources of {module}"
+
+
+def _stale(
+    plan: Plan, state: State, step: PlannedStep, own: Sequence[Difference]
+) -> tuple[str, ...]:
+    """Changed code of the instruments that a step certified, where the certificate is still read.
+
+    Its own module is none of them.
+    """
+    mine = state.steps[step.name]
+    made = mine.finished.artifacts if mine.finished else ()
+    readers = [s for s in plan.steps if step.name in s.inputs]
+    needed = any(state.steps[reader.name].status not in _KEPT for reader in readers)
+    if not needed or not any(artifact.name == _CERTIFICATE for artifact in made):
+        return ()
+    module = step.function.partition(":")[0]
+    return tuple(str(d) for d in own if _is_code(d) and ".".join(d.path[3:]) != module)
 
 
 def _earlier_code(step: PlannedStep, mine: StepState) -> tuple[str, ...]:

@@ -112,7 +112,7 @@ class PhaseRequest:
     attempt: int
     """1 for the first; a retry after a failed gate counts up."""
     look: int
-    """1, or 2 where an underpowered sample is being extended."""
+    """1; 2 where an underpowered sample is being extended, 0 for a smoke of a few rows."""
     seed: int
     params: Mapping[str, Json]
     """The spec's parameters with overrides, adjustments and extension applied."""
@@ -154,7 +154,11 @@ class Criterion:
 
     metric: str
     kind: str
-    """census, rate, statistic, p_value, instrument or sentinel."""
+    """census, rate, statistic, p_value, instrument, control, power or sentinel.
+
+    A control says whether the measurement can be believed, so a violation is ``invalid``; power,
+    whether the sample can show the effect, so a violation is ``underpowered``.
+    """
     below: float | None = None
     above: float | None = None
     at_most: float | None = None
@@ -175,6 +179,9 @@ class Gate:
     criteria: tuple[Criterion, ...]
     extend: Mapping[str, Json] | None = None
     """Parameters of the second look at an underpowered sample; None: there is none."""
+    smoke: Mapping[str, Json] | None = None
+    """Parameters of the few rows that show, before a full rerun, whether a declared change helps;
+    None: the full rerun shows it."""
 
 
 @dataclass(frozen=True)
@@ -183,14 +190,15 @@ class CriterionResult:
 
     metric: str
     kind: str
-    """census, rate, statistic, p_value, instrument or sentinel."""
+    """As the criterion's."""
     threshold: str
     """As declared, e.g. ``< 0.05``."""
     verdict: Verdict
     value: float | None
     n: int | None
     bound: float | None
-    """The one-sided 95 % bound that had to clear the threshold, for a rate or an instrument."""
+    """The one-sided 95 % bound that had to clear the threshold, for a rate, an instrument or a
+    control that is a rate."""
     thin: bool
     """Passed on the rate alone, at the declared maximum n."""
     reason: str
@@ -225,7 +233,7 @@ class Attempt:
 
     attempt: int
     look: int
-    """2 where the sample was extended."""
+    """2 where the sample was extended, 0 for a smoke of a few rows."""
     verdict: str
     reasons: tuple[str, ...]
     params: Mapping[str, Json]
@@ -259,7 +267,7 @@ class ReviewRequest:
     step: str
     attempt: int
     reason: str
-    """sentinel, gate failed, closing, instrument or underpowered."""
+    """sentinel, gate failed, closing, instrument, underpowered or smoke."""
     allowed: tuple[str, ...]
     """Of retry, stop, override; only a person may override."""
     run_id: str

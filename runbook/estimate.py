@@ -8,7 +8,6 @@ file a machine, outside any workspace: no session depends on it, and losing it c
 import json
 import math
 import os
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +22,7 @@ from runbook.fingerprint import bytes_document, engine_document, fingerprint
 from runbook.gpus import read_inventory
 from runbook.manifest import cpu
 from runbook.plan import Plan, PlannedStep
+from runbook.regular_files import open_to_append, open_to_read
 
 HALF = 256 * 1024
 """Bytes of the history's newer half: grown to this it becomes the older one, and that goes."""
@@ -268,19 +268,13 @@ def _append(path: Path, run: Run) -> None:
         if path.stat().st_size > HALF:
             path.replace(_older(path))
     line = f"\n{json.dumps(asdict(run), allow_nan=False)}\n".encode()
-    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    fd = os.open(path, flags, 0o600)
-    try:
-        os.write(fd, line)
-    finally:
-        os.close(fd)
+    with open_to_append(path, 0o600) as file:
+        file.write(line)
 
 
 def _read(path: Path) -> Iterator[Run]:
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             data = file.read(2 * HALF)
     except OSError:
         return
@@ -293,7 +287,7 @@ def _parsed(line: bytes) -> Run | None:
     try:
         told = json.loads(line)
         run = Run(Work(**told.pop("work")), **told)
-        texts = (*asdict(run.work).values(), run.params)
+        texts = (*vars(run.work).values(), run.params)
         sound = math.isfinite(run.seconds) and run.seconds > 0 and type(run.tokens) is int
     except (ValueError, TypeError, AttributeError, KeyError, OverflowError, RecursionError):
         return None

@@ -268,9 +268,11 @@ class SampleExtended(Event):
 class Adjusted(Event):
     step: str
     attempt: int
-    """The attempt that failed."""
+    """The attempt that failed, or the smoke that shows that the change helps."""
     changes: Mapping[str, Json]
     why: str
+    smoke: Mapping[str, Json] = field(default_factory=dict)
+    """Parameters of a smoke, where the next attempt is one; it is look 0 of that attempt."""
 
 
 @_fact

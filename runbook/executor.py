@@ -32,6 +32,7 @@ from runbook.contract import (
     Reviewer,
 )
 from runbook.control import STOP_REQUESTED, Pulse, read_certificate, withdraw_stop
+from runbook.decided import is_final
 from runbook.errors import (
     LockedError,
     NeedsPersonError,
@@ -49,6 +50,7 @@ from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
 from runbook.process import Failed, Lost, Paused, end_orphans, signals
 from runbook.redact import Redactor, session_secrets
+from runbook.review import make_request, review_name
 from runbook.step_runner import Progress, StepRunner
 from runbook.supervision import Halt, Supervisor
 from runbook.takeover import Takeover, open_journal
@@ -111,7 +113,8 @@ def run_session(
         CorruptError: the journal is not what was appended.
         NeedsPersonError: the journal cannot be written, or a person stopped the session.
     """
-    if not os.access(workspace.segment(1), os.R_OK):
+    is_there = os.access(workspace.segment(1), os.R_OK)
+    if not is_there:
         workspace.create()
     known = facts(read_entries(workspace))
     accepted = agree(plan, known, workspace.root, acceptance)
@@ -122,8 +125,9 @@ def run_session(
         and not _owes_pod_stop(plan, workspace, state, known)
     ):
         return state.done.exit_code
-    # Not before: of a session that is done nothing is written, so it may lie on a read-only mount.
-    workspace.create()
+    if is_there:
+        # Not before: of one that is done nothing is written, so it may lie on a read-only mount.
+        workspace.create()
     if not by_person:
         _check_stop(state, workspace)
     check_machine(plan.preflight, workspace.root, resumed=state.session is not None)
@@ -319,11 +323,10 @@ class _Session:
                 self.append(ev.StepSkipped(step, phase, why))
             case st.Extend(step, params):
                 self.append(ev.SampleExtended(step, self.state.steps[step].attempt, params))
-            case st.Adjust(step, changes, why):
-                self.append(ev.Adjusted(step, self.state.steps[step].attempt, changes, why))
+            case st.Adjust(step, changes, why, smoke):
+                attempt = self.state.steps[step].attempt
+                self.append(ev.Adjusted(step, attempt, changes, why, smoke))
             case st.AskReview(step, attempt, reason):
-                from runbook.review import review_name  # noqa: PLC0415 - most sessions have none
-
                 name = review_name(self.known, step, attempt)
                 path = self.workspace.review(self._now(), f"{name.replace('-', '_')}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
@@ -395,8 +398,6 @@ class _Session:
     def _consult(self, name: str) -> None:
         mine = self.state.steps[name]
         assert mine.review is not None
-        from runbook.review import make_request  # noqa: PLC0415 - most sessions have none
-
         account = self.ledger.account(mine.review.review_id)
         request = make_request(self.plan, self.state, self.known, self.workspace, name, account)
         request = replace(request, stop=self.supervisor.reason)
@@ -426,7 +427,7 @@ class _Session:
         assert mine.finished is not None
         if missing := manifest.missing_outputs(self.workspace, mine.finished):
             raise Halt("missing manifest", NeedsPersonError.code, f"{name}: {missing}; restore it")
-        final = gate.extend is None or self._has_grown(name, mine)
+        final = is_final(gate, mine.finished, self._look_before(mine))
         judged = self.seams.gates(gate, mine.finished.metrics, final)
         self.append(
             ev.GateJudged(
@@ -441,17 +442,13 @@ class _Session:
             )
         )
 
-    def _has_grown(self, name: str, mine: st.StepState) -> bool:
-        """Whether a second look rests on more than the first; one that does not decides nothing."""
-        assert mine.finished is not None
-        looks = [
-            {metric.name: metric.n or 0 for metric in fact.metrics}
-            for fact in self.known
-            if isinstance(fact, ev.StepFinished)
-            and (fact.step, fact.attempt, fact.look) == (name, mine.attempt, mine.look - 1)
-        ]
-        now = {metric.name: metric.n or 0 for metric in mine.finished.metrics}
-        return bool(looks) and any(n > looks[-1].get(metric, 0) for metric, n in now.items())
+    def _look_before(self, mine: st.StepState) -> ev.StepFinished | None:
+        """The first look, where this is a second one."""
+        now = mine.finished
+        assert now is not None
+        first = (now.step, now.attempt, now.look - 1)
+        finished = (f for f in reversed(self.known) if isinstance(f, ev.StepFinished))
+        return next((f for f in finished if (f.step, f.attempt, f.look) == first), None)
 
     def _run_step(self, run: st.RunStep) -> None:
         step = self.plan.step(run.step)
@@ -498,8 +495,9 @@ class _Session:
         )
         outcome = self.runner.run(job, changed)
         self._finish_step(run, outcome)
-        if whole and isinstance(outcome, ev.StepFinished):
-            # A run that went on from committed batches says nothing of how long the step takes.
+        if whole and run.look != st.SMOKE and isinstance(outcome, ev.StepFinished):
+            # One that went on from committed batches, or made a few rows, does not say how long
+            # the step takes.
             estimate.remember(self.plan, step, run.params, outcome)
 
     def _finish_step(

@@ -196,7 +196,7 @@ def _step_document(step: PlannedStep) -> dict[str, Json]:
         "phase": step.phase,
         "enabled": step.enabled,
         "inputs": step.inputs,
-        "gate": asdict(step.gate) if step.gate else None,
+        "gate": _gate_document(step.gate) if step.gate else None,
         "retries": step.retries,
         "review_after": step.review_after,
         "rerun_from": step.rerun_from,
@@ -204,6 +204,14 @@ def _step_document(step: PlannedStep) -> dict[str, Json]:
         "adjustments": [asdict(a) for a in step.adjustments],
         "fingerprint": step.fingerprint,
     }
+
+
+def _gate_document(gate: Gate) -> dict[str, Json]:
+    """Without a smoke that is not declared: plans recorded before there were any say nothing."""
+    document = asdict(gate)
+    if gate.smoke is None:
+        del document["smoke"]
+    return document
 
 
 def _leaves(value: Json, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:

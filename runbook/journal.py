@@ -267,9 +267,10 @@ class _Reader:
             return
         seq, sha256 = _parse_head(self._heads[number], head, number)
         if seq >= len(self._lines):
-            raise self._corrupt(number, end, f"the journal ends before line {seq}")
-        if self._lines[seq] != sha256:
-            raise self._corrupt(number, end, f"line {seq} is not the one HEAD names")
+            what = f"the journal ends before line {seq}, which {head.name} names"
+            raise self._corrupt(number, end, what)
+        if seq < len(self._lines) - len(lines) or self._lines[seq] != sha256:
+            raise self._corrupt(number, end, f"line {seq} is not the one {head.name} names")
 
     def _corrupt(self, number: int, offset: int, what: str) -> CorruptError:
         return CorruptError(

@@ -4,18 +4,21 @@ No clock and no I/O, so every path can be walked in a test. Every run ends: atte
 reviews and interruptions are all counted, and a stop is an act like any other.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from runbook import events as ev
+from runbook.adjusting import after_smoke, is_unbelievable, next_adjustment
 from runbook.contract import Json
 from runbook.errors import CorruptError
 from runbook.fingerprint import recorded_plan
-from runbook.params import adjusted, find, overlay, refuse_changes
+from runbook.params import find, overlay, refuse_changes
 from runbook.plan import Plan, PlannedStep
 from runbook.state import (
     ADVISORY,
     ALLOWED,
+    SMOKE,
     Action,
     Adjust,
     AskReview,
@@ -30,6 +33,7 @@ from runbook.state import (
     Status,
     StepState,
     Stop,
+    Tried,
 )
 
 MAX_INTERRUPTIONS = 5
@@ -117,6 +121,11 @@ def _decide_judged(plan: Plan, state: State, step: PlannedStep, mine: StepState)
     match mine.judged:
         case ev.GateJudged(sentinel=True):
             return _ask(step, mine, "sentinel")
+        case ev.GateJudged(look=look) as smoke if look == SMOKE:
+            if is_unbelievable(smoke):
+                return _ask(step, mine, "instrument")
+            full = after_smoke(step, mine.tried, smoke)
+            return full or _adjustment(plan, state, step, mine) or _ask(step, mine, "smoke")
         case ev.GateJudged(verdict="fail"):
             return _decide_failure(plan, state, step, mine)
         case ev.GateJudged(verdict="underpowered"):
@@ -153,29 +162,15 @@ def _after_review(
 
 
 def _adjustment(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Adjust | None:
-    """The declared answer to what failed; None where nothing declared would change anything."""
     assert mine.judged is not None
-    failed = {c.get("metric") for c in mine.judged.criteria if c.get("verdict") == "fail"}
-    now = {s.name: params_of(plan, state, s.name) for s in rerun_range(plan, step)}
-    changes: dict[str, Json] = {}
-    why = []
-    for adjustment in step.adjustments:
-        if adjustment.when not in failed:
-            continue
-        before = dict(changes)
-        for name, operation in adjustment.change.items():
-            owners = [value for params in now.values() if (value := find(params, name)) is not None]
-            if not owners:
-                continue
-            current = changes.get(name, owners[0])
-            value = adjusted(current, operation, step.adjustable.get(name))
-            if value != owners[0]:
-                changes[name] = value
-            else:
-                changes.pop(name, None)
-        if changes != before:
-            why.append(adjustment.why)
-    return Adjust(step.name, changes, "; ".join(why)) if changes else None
+    steps = rerun_range(plan, step)
+    attempts = (*mine.tried, Tried(mine.attempt, _changes(state, steps), mine.judged))
+    return next_adjustment(step, attempts, [s.params for s in steps])
+
+
+def _changes(state: State, steps: Iterable[PlannedStep]) -> dict[str, Json]:
+    """What these steps were made to differ by from the plan."""
+    return {name: v for s in steps for name, v in state.steps[s.name].changes.items()}
 
 
 def refuse_decision(plan: Plan, state: State, decided: ev.ReviewDecided) -> str:
@@ -218,9 +213,10 @@ def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PL
         case ev.ReviewDecided():
             return _decided(plan, state, event)
         case ev.Adjusted():
-            return _rerun(plan, state, _planned(plan, event.step), event.changes)
+            gate = _planned(plan, event.step)
+            return _rerun(plan, state, gate, event.changes, event.smoke)
         case ev.PlanAccepted():
-            return _accept(state, event)
+            return _accept(plan, state, event)
         case ev.StepStarted():
             return _with(state, event.step, status=Status.RUNNING, started=event, failed=None)
         case ev.BatchCommitted():
@@ -290,7 +286,7 @@ def _resume(state: State) -> State:
 
 
 def _judge(state: State, event: ev.GateJudged) -> State:
-    passed = event.verdict == "pass" and not event.sentinel
+    passed = event.verdict == "pass" and not event.sentinel and event.look != SMOKE
     state = _with(
         state,
         event.step,
@@ -303,18 +299,42 @@ def _judge(state: State, event: ev.GateJudged) -> State:
 
 def _failed(judged: ev.GateJudged | None) -> bool:
     """Whether this verdict counts against the step's retries."""
-    return judged is not None and judged.verdict == "fail" and not judged.sentinel
+    return (
+        judged is not None
+        and judged.verdict == "fail"
+        and judged.look != SMOKE
+        and not judged.sentinel
+    )
 
 
-def _accept(state: State, event: ev.PlanAccepted) -> State:
+def _helped_not(gate: PlannedStep, tried: Sequence[Tried], judged: ev.GateJudged) -> bool:
+    """Whether this was a smoke that did not show its change to help; one not to be believed says
+    neither.
+    """
+    if judged.look != SMOKE or is_unbelievable(judged):
+        return False
+    return after_smoke(gate, tried, judged) is None
+
+
+def _accept(plan: Plan, state: State, event: ev.PlanAccepted) -> State:
     """What the changed plan reaches is made or judged anew; everything else stays."""
     changed = {name: getattr(event, name) for name in _OF_PLAN}
     session = replace(state.session, **changed) if state.session else None
     state = replace(state, session=session, done=None)
-    for name in event.invalidated:
+    # Where nothing holds a smoke back any more: its few rows are not the step's.
+    loose = [
+        step.name
+        for step in plan.steps
+        if (mine := state.steps.get(step.name))
+        and mine.look == SMOKE
+        and not (step.gate and step.gate.smoke)
+    ]
+    anew = dict.fromkeys([*event.invalidated, *loose])
+    for name in anew:
         state = _begin_anew(state, name)
     for name in event.rejudged:
-        state = _judge_anew(state, name)
+        if name not in anew:
+            state = _judge_anew(state, name)
     return state
 
 
@@ -375,6 +395,8 @@ def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
     match event.action:
         case "retry":
             return _rerun(plan, replace(state, stop=None), plan.step(name), event.changes)
+        case "override" if state.steps[name].look == SMOKE:
+            return _rerun(plan, replace(state, stop=None), plan.step(name), {})
         case "override":
             return _with(
                 replace(state, stop=None),
@@ -387,10 +409,21 @@ def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
             return state
 
 
-def _rerun(plan: Plan, state: State, gate: PlannedStep, changes: Mapping[str, Json]) -> State:
+def _rerun(
+    plan: Plan,
+    state: State,
+    gate: PlannedStep,
+    changes: Mapping[str, Json],
+    smoke: Mapping[str, Json] = MappingProxyType({}),
+) -> State:
     """Back to the gate's ``rerun_from``, all under one new attempt number."""
     steps = [s for s in rerun_range(plan, gate) if state.steps[s.name].status is not Status.SKIPPED]
     attempt = max(state.steps[s.name].attempt for s in steps) + 1
+    tried = state.steps[gate.name].tried
+    judged = state.steps[gate.name].judged
+    if judged is not None and (_failed(judged) or _helped_not(gate, tried, judged)):
+        so_far = _changes(state, rerun_range(plan, gate))
+        tried = (*tried, Tried(state.steps[gate.name].attempt, so_far, judged))
     for step in steps:
         old = state.steps[step.name]
         mine = {
@@ -398,6 +431,13 @@ def _rerun(plan: Plan, state: State, gate: PlannedStep, changes: Mapping[str, Js
             for name, value in changes.items()
             if find(params_of(plan, state, step.name), name) is not None
         }
-        fresh = StepState(attempt=attempt, changes={**old.changes, **mine}, failures=old.failures)
+        fresh = StepState(
+            attempt=attempt,
+            look=SMOKE if smoke else 1,
+            extension=smoke,
+            changes={**old.changes, **mine},
+            failures=old.failures,
+            tried=tried if step is gate else old.tried,
+        )
         state = replace(state, steps={**state.steps, step.name: fresh})
     return _forget_readers(plan, state, {step.name for step in steps})

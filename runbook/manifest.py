@@ -26,7 +26,7 @@ from runbook.errors import NeedsPersonError
 from runbook.plan import Plan, PlannedStep
 from runbook.problems import printable
 from runbook.redact import Redactor, secrets_in
-from runbook.state import State, Status, StepState
+from runbook.state import SMOKE, State, Status, StepState
 from runbook.step_code import code_of
 from runbook.workspace import Workspace
 
@@ -160,11 +160,18 @@ def _hashes(source: StepState) -> dict[str, str]:
     return {artifact.name: artifact.sha256 for artifact in made}
 
 
+def _verdict(judged: ev.GateJudged | None) -> str | None:
+    """Of a smoke there is none, whatever its few rows read."""
+    if judged is None or judged.look == SMOKE:
+        return None
+    return judged.verdict
+
+
 def _outcome(mine: StepState) -> dict[str, Json]:
     """The verdict and its reasons; a step without a gate has none."""
     judged = mine.judged
     result: dict[str, Json] = {
-        "verdict": judged.verdict if judged else None,
+        "verdict": _verdict(judged),
         "criteria": [dict(criterion) for criterion in judged.criteria] if judged else [],
         "reasons": list(judged.reasons) if judged else [],
         "overridden": None,
@@ -190,7 +197,7 @@ def session_manifest(plan: Plan, state: State, written: list[ev.ManifestWritten]
             name: {
                 "status": mine.status.value,
                 "attempt": mine.attempt,
-                "verdict": mine.judged.verdict if mine.judged else None,
+                "verdict": _verdict(mine.judged),
                 "reasons": _reasons(plan, name, mine),
                 "overridden": mine.overridden,
                 "tokens": mine.finished.tokens if mine.finished else 0,
@@ -305,14 +312,20 @@ def missing_outputs(workspace: Workspace, finished: ev.StepFinished) -> str:
 
 def _is_sound(path: Path, artifact: Artifact) -> bool:
     if path.is_dir():
-        return _same_folder(path, artifact.sha256)
+        return _same_folder(path, artifact.sha256, _stamp(path))
     return path.is_file() and artifacts.sha256_file(path) == artifact.sha256
 
 
 @cache
-def _same_folder(path: Path, sha256: str) -> bool:
-    """Whether every byte is the journal's; once a process, since weights are large."""
+def _same_folder(path: Path, sha256: str, stamp: tuple[tuple[str | int, ...], ...]) -> bool:  # noqa: ARG001 - the cache's key
+    """Whether every byte is the journal's; read anew where one changed, since weights are large."""
     return artifacts.sha256_tree(path) == sha256
+
+
+def _stamp(folder: Path) -> tuple[tuple[str | int, ...], ...]:
+    """What differs once a file of the folder was written to or replaced."""
+    found = ((name, (folder / name).stat()) for name in sorted(artifacts.names(folder)))
+    return tuple((n, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for n, s in found)
 
 
 def _missing(step: PlannedStep, source: str, what: str, fix: str) -> NeedsPersonError:

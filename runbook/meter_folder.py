@@ -17,6 +17,7 @@ from typing import BinaryIO
 from runbook.codec import decode
 from runbook.errors import ConfigError
 from runbook.meter_record import MeterRecord
+from runbook.regular_files import open_to_append
 
 STATE_DIR = "RUNBOOK_STATE_DIR"
 _PLACES = ("/tmp", "/var/tmp", "/dev/shm")  # noqa: S108 - a folder of our own there, checked
@@ -83,8 +84,7 @@ class MeterRecords:
     def open_log(self) -> BinaryIO:
         """The file for what the meters say, at its end; a long one begins anew. Raises OSError."""
         path = self.folder / f"{self.key}.meter.log"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
-        log = os.fdopen(os.open(path, flags, 0o600), "ab")
+        log = open_to_append(path, 0o600)
         if log.tell() > _MAX_LOG_BYTES:
             log.truncate(0)
         return log

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from runbook.contract import Json
 from runbook.errors import ConfigError
+from runbook.gate_checks import check_criteria, check_targets
 from runbook.overrides import TOP_LEVEL, Override, find_target, parse_override, set_in_head
 from runbook.plan import Plan
 from runbook.problems import Problem, from_error, to_error
@@ -61,13 +62,14 @@ def load_plan(
     files = (p for spec in _specs(slots) for p in check_files(spec, variables))
     clear = check_secrets([source, *(spec.source for spec in _specs(slots))], variables)
     found = [*find_problems(RunbookModel, source.value(), source), *head, *steps, *unread, *files]
-    _raise([*found, *clear])
+    _raise([*found, *clear, *check_criteria(slots)])
     names = [slot.name for slot in slots]
     _raise([p for o in asked if (p := find_target(o, names))])
     runbook = _overridden(source, [o for o in asked if o.first in TOP_LEVEL], variables)
     asked = [o for o in asked if o.first in names]
     resolver = Resolver(runbook, slots, asked, variables, path.parent)
     plan = make_plan(path, runbook, resolver, tuple(overrides))
+    _raise([*check_targets(plan, slots)])
     check_contents(plan, slots)
     return plan
 

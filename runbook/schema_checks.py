@@ -95,6 +95,7 @@ def check_steps(source: Source, slots: Sequence[Slot], folder: Path) -> Iterator
             yield from _check_adjusting(
                 source, slot, slot.step, spec, _rerun_params(slots, i, spec)
             )
+            yield from _check_smoke(source, slot, slot.step, spec)
 
 
 def _check_links(
@@ -109,6 +110,11 @@ def _check_links(
         wrong = _check_link(slots, index, str(step.rerun_from), itself=False)
         if wrong:
             yield source.problem((*slot.path, "rerun_from"), *wrong)
+        elif slot.spec and slot.spec.model and slot.spec.model.gate and slot.spec.model.gate.smoke:
+            start = quoted(str(step.rerun_from))
+            what = f"a smoke is of one step, and a retry of this one begins at {start}"
+            fix = f"take gate.smoke out of {step.spec}, or rerun_from away"
+            yield source.problem((*slot.path, "rerun_from"), what, fix)
 
 
 def _check_link(
@@ -173,6 +179,23 @@ def _rerun_params(slots: Sequence[Slot], index: int, own: SpecModel) -> list[dic
     """What a retry may change, the step's own parameters first."""
     earlier = rerun_slots(slots, index)[:-1]
     return [own.params, *(s.spec.model.params for s in earlier if s.spec and s.spec.model)]
+
+
+def _check_smoke(source: Source, slot: Slot, step: StepModel, spec: SpecModel) -> Iterator[Problem]:
+    """A smoke whose own parameters would take the place of the change that it is to show."""
+    few = (spec.gate.smoke if spec.gate else None) or {}
+    for i, adjustment in enumerate(step.adjustments):
+        for name in adjustment.change:
+            hidden = [param for param in few if _is_of(name, param) or _is_of(param, name)]
+            if hidden:
+                what = f"the smoke sets {quoted(hidden[0])}, so it would not show this change"
+                fix = f"take {hidden[0]} out of gate.smoke in {step.spec}"
+                yield source.problem((*slot.path, "adjustments", i, "change", name), what, fix)
+
+
+def _is_of(name: str, other: str) -> bool:
+    """Whether a parameter is another one, or lies in it."""
+    return name == other or name.startswith(f"{other}.")
 
 
 def _check_adjusting(

@@ -17,7 +17,7 @@ from runbook.contract import Json
 from runbook.problems import Problem, printable, quoted, suggestion
 from runbook.yaml_source import Source, ValuePath
 
-_FREE = ("params", "extend")
+_FREE = ("params", "extend", "smoke")
 """Keys whose values are the phase's own affair."""
 
 _MAPPING = "a mapping of keys to values"

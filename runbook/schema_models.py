@@ -317,7 +317,9 @@ class CriterionModel(Strict):
     """One condition of a gate: a metric compared with declared numbers."""
 
     metric: Text
-    kind: Literal["census", "rate", "statistic", "p_value", "instrument", "sentinel"]
+    kind: Literal[
+        "census", "rate", "statistic", "p_value", "instrument", "control", "power", "sentinel"
+    ]
     below: Number | None = None
     above: Number | None = None
     at_most: Number | None = None
@@ -335,7 +337,7 @@ class CriterionModel(Strict):
         if self.kind == "instrument" and upper:
             what = "an instrument is held to the lower bound of its reading, from below alone"
             raise _refuse(what, "write above or at_least")
-        if self.kind in {"rate", "p_value", "instrument"} and not all(
+        if self.kind in {"rate", "p_value", "instrument", "power"} and not all(
             0 <= x <= 1 for x in (*lower, *upper)
         ):
             what = f"the reading of a {self.kind} lies in [0, 1], the threshold does not"
@@ -360,6 +362,7 @@ class GateModel(Strict):
 
     criteria: Annotated[list[CriterionModel], Field(min_length=1)]
     extend: Annotated[dict[str, Json], Field(min_length=1)] | None = None
+    smoke: Annotated[dict[str, Json], Field(min_length=1)] | None = None
 
 
 class SpecModel(Strict):

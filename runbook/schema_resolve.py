@@ -134,7 +134,7 @@ def _hashes(spec: SpecFile, files: Mapping[str, Path]) -> dict[str, str]:
 
 
 def _gate(gate: GateModel) -> Gate:
-    return Gate(tuple(Criterion(**c.model_dump()) for c in gate.criteria), gate.extend)
+    return Gate(tuple(Criterion(**c.model_dump()) for c in gate.criteria), gate.extend, gate.smoke)
 
 
 def _adjustment(adjustment: AdjustmentModel) -> Adjustment:

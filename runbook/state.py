@@ -30,6 +30,20 @@ class Review:
     decision: ev.ReviewDecided | None = None
 
 
+SMOKE = 0
+"""The look at a few rows that shows whether a change helps; nothing of it can pass."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An attempt that a gate failed, or a smoke that did not show a change to help."""
+
+    attempt: int
+    changes: Mapping[str, Json]
+    """All that it differed by from the plan, by dotted parameter; a smoke's size is not in it."""
+    judged: ev.GateJudged
+
+
 @dataclass(frozen=True)
 class StepState:
     status: Status = Status.PENDING
@@ -40,6 +54,8 @@ class StepState:
     extension: Mapping[str, Json] = field(default_factory=dict)
     failures: int = 0
     """Of this step's gate, over all attempts."""
+    tried: tuple[Tried, ...] = ()
+    """The attempts before this one that its gate failed, and the smokes that showed no help."""
     interruptions: int = 0
     started: ev.StepStarted | None = None
     finished: ev.StepFinished | None = None
@@ -108,6 +124,8 @@ class Adjust:
     changes: Mapping[str, Json]
     """Parameter -> its new value."""
     why: str
+    smoke: Mapping[str, Json] = field(default_factory=dict)
+    """Parameters of the smoke that is to show whether it helps; empty: a full rerun."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +156,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
     "sentinel": ("stop", "override"),
     "instrument": ("stop", "override"),
     "underpowered": ("stop", "override"),
+    "smoke": ("retry", "stop", "override"),
 }
-"""Why a review is asked -> what it may answer."""
+"""Why a review is asked -> what it may answer. At a smoke, override has the change run in full."""
 ADVISORY = frozenset({"sentinel", "closing"})
 """Reviews that nobody waits for: the session is stopped for its own reason."""

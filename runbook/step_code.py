@@ -1,8 +1,9 @@
 """A step's code as an input: SHA-256 of its sources, found without importing them.
 
-Of a shipped phase: its own module, and the prompts'. Of a module beside the runbook: itself, or
-every source of the package it is part of. Of one that is installed elsewhere: itself alone. What
-a module imports beside that is not looked at.
+Of a shipped phase: its own module, the prompts', and what it says in ``CERTIFIES``: the modules and
+rows of the instruments whose worth it writes down. Of a module beside the runbook: itself, or
+every source of the package it is part of. Of one that is installed elsewhere: itself alone. What a
+module imports beside that is not looked at.
 """
 
 import os
@@ -10,15 +11,16 @@ from pathlib import Path
 
 from runbook.artifacts import sha256_file
 from runbook.fingerprint import fingerprint
-from runbook.step_function import find_module
+from runbook.step_function import declared, find_module
 
 _PHASES = Path(__file__).resolve().parents[1] / "phases"
 _PROMPTS = "prompts"
+_CERTIFIES = "CERTIFIES"
 _UNREADABLE = "cannot be read"
 
 
 def code_of(function: str, folder: Path) -> dict[str, str]:
-    """Module or package -> sha256; empty where the module is not found.
+    """Module, package or file of rows -> sha256; empty where the module is not found.
 
     Args:
         function: the step's, ``module:function``.
@@ -29,12 +31,24 @@ def code_of(function: str, folder: Path) -> dict[str, str]:
     if file is None:
         return {}
     if file.parent.name == _PHASES.name and file.resolve().parent == _PHASES:
-        prompts = _PHASES / f"{_PROMPTS}.py"
-        return {module: _source(file), f"{_PHASES.name}.{_PROMPTS}": _source(prompts)}
+        named = [f"{_PHASES.name}.{_PROMPTS}", *_certified(function, folder)]
+        return {module: _source(file), **{name: _source(_shipped(name)) for name in named}}
     package = _package(module, file)
     if package and package.resolve().parent == folder.resolve():
         return {package.name: _sources(package)}
     return {module: _source(file)}
+
+
+def _certified(function: str, folder: Path) -> list[str]:
+    """What a shipped phase says in ``CERTIFIES``; what is no list of names says nothing."""
+    named = declared(_CERTIFIES, function, folder)
+    return [str(name) for name in named] if isinstance(named, list | tuple) else []
+
+
+def _shipped(name: str) -> Path:
+    """A module by its dotted name, or a file of rows by its path, of those shipped."""
+    path = name if "/" in name else f"{name.replace('.', '/')}.py"
+    return _PHASES.parent / path
 
 
 def _package(module: str, file: Path) -> Path | None:
@@ -66,7 +80,6 @@ def _inner(path: Path, package: Path) -> str:
 
 def _source(file: Path) -> str:
     try:
-        # A pipe would be waited for, and a device has no end.
-        return sha256_file(file) if file.is_file() else _UNREADABLE
+        return sha256_file(file)
     except OSError:
         return _UNREADABLE

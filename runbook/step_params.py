@@ -162,7 +162,7 @@ def check_params(source: Source, slots: Sequence[Slot]) -> Iterator[Problem]:
             yield from _check_metrics(slot.spec.source, spec.gate, slot.metrics)
         if slot.model and slot.spec and spec:
             yield from _check_spec(slot.spec.source, spec, slot.model)
-            yield from _check_extension(slot.spec.source, spec, slot.model)
+            yield from _check_samples(slot.spec.source, spec, slot.model)
         elif slot.model and slot.step and slot.step.spec is None:
             for fault in find_faults(slot.model, {})[:1]:
                 what = f"the step has no spec, and its function needs parameters: {fault.what}"
@@ -218,12 +218,15 @@ def _check_spec(source: Source, spec: SpecModel, model: type[BaseModel]) -> Iter
         yield source.problem((section, *fault.path), fault.what, fault.fix, key=fault.key)
 
 
-def _check_extension(source: Source, spec: SpecModel, model: type[BaseModel]) -> Iterator[Problem]:
-    extend = (spec.gate.extend if spec.gate else None) or {}
-    for fault in _new_faults(model, _values(spec), extend):
-        name = _owner(fault.path, extend)
-        inner: ValuePath = (name, *fault.path[len(name.split(".")) :]) if name else ()
-        yield source.problem(("gate", "extend", *inner), fault.what, fault.fix, key=fault.key)
+def _check_samples(source: Source, spec: SpecModel, model: type[BaseModel]) -> Iterator[Problem]:
+    """The parameters of a second look and of a smoke."""
+    gate = spec.gate
+    for field, given in (("extend", gate.extend), ("smoke", gate.smoke)) if gate else ():
+        changes = given or {}
+        for fault in _new_faults(model, _values(spec), changes):
+            name = _owner(fault.path, changes)
+            inner: ValuePath = (name, *fault.path[len(name.split(".")) :]) if name else ()
+            yield source.problem(("gate", field, *inner), fault.what, fault.fix, key=fault.key)
 
 
 def _check_ranges(source: Source, slots: Sequence[Slot], index: int) -> Iterator[Problem]:

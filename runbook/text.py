@@ -9,9 +9,52 @@ from collections.abc import Iterable
 _WORD = re.compile(r"[^\W_]+")
 
 
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0")
+"""Letters by category, of which nothing is seen."""
+_OWN_MARKS_FROM = "\u0900"
+"""Scripts from here on spell with marks: Devanagari, Thai, Kana. Before it an accent or a point is
+an addition to a letter, in Latin, Greek, Cyrillic, Hebrew and Arabic alike."""
+
+
+def fold(text: str) -> str:
+    """The text as it is read: compatibility forms, accents and invisible characters folded away.
+
+    Case, spacing and punctuation stay, and so do the marks without which a script's words would
+    be others. A letter of another script that looks the same stays another letter.
+    """
+    if text.isascii():
+        return text
+    kept = []
+    letter = ""
+    for character in unicodedata.normalize("NFKD", text):
+        category = unicodedata.category(character)
+        if category == "Cf" or character in _FILLERS:
+            continue
+        if not category.startswith("M"):
+            letter = character
+        elif not _is_spelling(letter, character):
+            continue
+        kept.append(character)
+    return unicodedata.normalize("NFC", "".join(kept))
+
+
+def _is_spelling(letter: str, mark: str) -> bool:
+    """Whether a mark is of its letter's own script, and that script spells with marks."""
+    if letter < _OWN_MARKS_FROM:
+        return False
+    return unicodedata.name(letter, "-").split(maxsplit=1)[0] in unicodedata.name(mark, "")
+
+
 def words(text: str) -> list[str]:
-    """Lower-case words and numbers of a text, compatibility forms folded."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+    """Lower-case words and numbers of a text, folded as in ``fold``."""
+    plain = fold(text).casefold()
+    if plain.isascii():
+        return _WORD.findall(plain)
+    return "".join(c if _is_in_word(c) else " " for c in plain).split()
+
+
+def _is_in_word(character: str) -> bool:
+    return character.isalnum() or unicodedata.category(character).startswith("M")
 
 
 def normalise(text: str) -> str:

@@ -7,18 +7,18 @@ superseded one added, files of a step that is being run.
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from runbook import artifacts, journal_lines
 from runbook import events as ev
 from runbook.contract import Artifact, Json
-from runbook.errors import CorruptError
-from runbook.journal import Before, Epoch, Reading, epoch_of, facts, read_journal
+from runbook.errors import ConfigError, CorruptError
+from runbook.journal import Before, Epoch, Reading, facts, read_journal
 from runbook.journal_lines import DamageError
 from runbook.workspace import Workspace
 
+_LEADS_OUT = "replaced by a link out of the workspace"
 _NONE = ""
 """Of a folder that had no marker when its step finished."""
 
@@ -45,8 +45,7 @@ def verify(workspace: Workspace) -> Verification:
     try:
         reading = read_journal(workspace)
     except CorruptError as error:
-        damage = Finding(error.where, f"changed: {error.what}")
-        return Verification((damage, *_strange_heads(workspace)), (), 0)
+        return Verification((Finding(error.where, f"changed: {error.what}"),), (), 0)
     check = _Check(workspace, reading)
     findings = tuple(dict.fromkeys(check.run()))
     return Verification(findings, tuple(check.notes), check.files)
@@ -62,7 +61,6 @@ class _Check:
 
     def run(self) -> Iterator[Finding]:
         yield from self._journal()
-        yield from self._heads()
         known = facts(self._reading.entries)
         self._markers = _markers(known)
         yield from self._artifacts(known)
@@ -97,7 +95,10 @@ class _Check:
         for folder, recorded in self._markers.items():
             if any(Path(folder).is_relative_to(output) for output in running):
                 continue
-            path = self._workspace.inside(folder)
+            path = self._inside(folder)
+            if path is None:
+                yield Finding(folder, _LEADS_OUT)
+                continue
             there = (path / artifacts.COMPLETE).is_file()
             if there and recorded == _NONE:
                 yield Finding(f"{folder}/{artifacts.COMPLETE}", "extra")
@@ -109,7 +110,8 @@ class _Check:
     def _journal(self) -> Iterator[Finding]:
         """What stands behind the lines that count; the lines themselves were read."""
         epochs = self._reading.epochs
-        self.files += len(epochs)
+        # With each one's HEAD.
+        self.files += 2 * len(epochs)
         for epoch, following in zip(epochs, [*epochs, None][1:], strict=True):
             yield from self._behind(epoch, following.before if following else None)
         for path in self._reading.strays:
@@ -119,21 +121,6 @@ class _Check:
                 f"{self._name(epochs[-1].path)}: its writer did not end it, so lines behind the "
                 "newest pinned one could be cut off unnoticed until the session is resumed"
             )
-
-    def _heads(self) -> Iterator[Finding]:
-        """Each epoch's HEAD names a line of that epoch, in its writer's spelling."""
-        for epoch in self._reading.epochs:
-            self.files += 1
-            path = self._workspace.head(epoch.number)
-            # Before the lines: a writer at work adds some meanwhile.
-            head = path.read_bytes() if path.is_file() else None
-            data = epoch.path.read_bytes()
-            newest = epoch is self._reading.epochs[-1]
-            lines, _ = journal_lines.parse(data if newest else data[: epoch.length])
-            if head is None and len(lines) > 1:
-                yield Finding(self._name(path), "missing")
-            elif head is not None and head not in _heads_of(epoch.number, lines):
-                yield Finding(self._name(path), "changed")
 
     def _behind(self, epoch: Epoch, found: Before | None) -> Iterator[Finding]:
         name = self._name(epoch.path)
@@ -170,8 +157,8 @@ class _Check:
         return {}
 
     def _artifact(self, artifact: Artifact) -> Iterator[Finding]:
-        path = self._workspace.inside(artifact.path)
-        if not path.is_dir():
+        path = self._inside(artifact.path)
+        if path is None or not path.is_dir():
             yield from self._file(artifact.path, artifact.sha256)
             return
         self.files += 1
@@ -185,8 +172,10 @@ class _Check:
 
     def _file(self, relative: str, sha256: str) -> Iterator[Finding]:
         self.files += 1
-        path = self._workspace.inside(relative)
-        if not path.is_file():
+        path = self._inside(relative)
+        if path is None:
+            yield Finding(relative, _LEADS_OUT)
+        elif not path.is_file():
             yield Finding(relative, "missing")
         elif artifacts.sha256_file(path) != sha256:
             yield Finding(relative, "changed")
@@ -200,6 +189,13 @@ class _Check:
             if "text_sha256" in judgement:
                 text = Path(judgement["path"]).with_suffix(".txt").as_posix()
                 yield from self._file(text, judgement["text_sha256"])
+
+    def _inside(self, relative: str) -> Path | None:
+        """None where it leads out of the workspace by now."""
+        try:
+            return self._workspace.inside(relative)
+        except ConfigError:
+            return None
 
     def _name(self, path: Path) -> str:
         return self._workspace.relative(path)
@@ -215,26 +211,6 @@ def _outputs_in_flux(known: tuple[ev.Event, ...]) -> set[str]:
             case ev.StepFinished():
                 open_outputs.pop(fact.step, None)
     return set(open_outputs.values())
-
-
-def _heads_of(epoch: int, lines: list[journal_lines.Line]) -> Iterator[bytes]:
-    """What a HEAD may hold, the newest line's first."""
-    for line in reversed(lines):
-        head = {"epoch": epoch, "seq": line.record["seq"], "sha256": line.sha256}
-        yield artifacts.indented_json(head).encode()
-
-
-def _strange_heads(workspace: Workspace) -> Iterator[Finding]:
-    """Each HEAD that names no line of its epoch, where the journal is refused for one of both."""
-    with suppress(OSError):
-        for path in sorted(workspace.hidden.iterdir()):
-            number = epoch_of(path.name)
-            if number is None or path != workspace.head(number):
-                continue
-            with suppress(OSError, DamageError):
-                lines, _ = journal_lines.parse(workspace.segment(number).read_bytes())
-                if path.read_bytes() not in _heads_of(number, lines):
-                    yield Finding(workspace.relative(path), "changed, or the journal beside it")
 
 
 def _is_marker(path: str) -> bool:

@@ -16,13 +16,13 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-from runbook.artifacts import canonical_json, storage_stop
+from runbook.artifacts import canonical_json, describe, storage_stop
 from runbook.codec import decode, encode
 from runbook.contract import Artifact, Committed, Json, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError, PhaseError, RunbookError
@@ -177,12 +177,30 @@ def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
 
 def checked(result: object, job: Job) -> PhaseResult:
     if isinstance(result, PhaseResult):
-        return result
+        return replace(result, artifacts=(*result.artifacts, *_rows_behind(result, job)))
     raise PhaseError(
         f"the step returned a {type(result).__name__}, not a PhaseResult",
         where=job.function,
         fix="return runbook.contract.PhaseResult(...)",
     )
+
+
+def _rows_behind(result: PhaseResult, job: Job) -> Iterator[Artifact]:
+    """What metrics name as evidence in the step's folder, where no artifact holds it already.
+
+    So its bytes are on record, and nobody can change them unseen. It is named by its path in that
+    folder; what a link leads to is not the step's own.
+    """
+    held = [PurePosixPath(artifact.path) for artifact in result.artifacts]
+    output = job.output.resolve()
+    for evidence in dict.fromkeys(metric.evidence for metric in result.metrics):
+        path = job.workspace / evidence
+        known = any(PurePosixPath(evidence).is_relative_to(other) for other in held)
+        with suppress(OSError):
+            own = path.resolve() == output / os.path.relpath(path, job.output)
+            if not known and own and path.is_relative_to(job.output) and path.is_file():
+                name = path.relative_to(job.output).as_posix()
+                yield describe(name, path, job.workspace)
 
 
 def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:

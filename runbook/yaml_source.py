@@ -15,6 +15,7 @@ from ruamel.yaml.reader import ReaderError
 from runbook.contract import Json
 from runbook.errors import ConfigError
 from runbook.problems import Problem, printable, to_error
+from runbook.regular_files import open_to_read
 from runbook.yaml_tree import Node, Position, TreeBuilder
 
 MAX_BYTES = 1024 * 1024
@@ -55,6 +56,9 @@ class Source:
         node = self.root
         yield node
         for part in path:
+            if isinstance(node.value, str):
+                # An override may have put a list where the file has a text.
+                return
             try:
                 node = node.value[part]
             except (KeyError, IndexError, TypeError):
@@ -73,8 +77,7 @@ def read_yaml(path: Path) -> Source:
     if wrong:
         raise to_error([Problem(name, 1, 1, *wrong)])
     try:
-        # A pipe that took the file's place since it was looked at must not be waited for.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        with open_to_read(path) as file:
             data = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise to_error([Problem(name, 1, 1, *_os_trouble(error))]) from error

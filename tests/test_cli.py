@@ -1,5 +1,6 @@
 """The command line: light at start-up, clear on bad input, silent on stdout unless asked."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,7 +9,7 @@ from typing import Any
 
 import pytest
 import typer
-from cli_session import call, write_runbook
+from cli_session import REVIEWED, call, write_runbook
 
 from runbook.cli import app
 from runbook.errors import LockedError
@@ -17,6 +18,8 @@ from runbook.workspace import Workspace
 
 ROOT = Path(__file__).parents[1]
 QUICKSTART = ROOT / "specs" / "quickstart" / "runbook.yaml"
+HEAVY = {"torch", "transformers", "scipy", "numpy", "statsmodels", "ast_grep_py", "rich.live"}
+"""What takes long to import."""
 PASSES = {"metrics": {"score": 0.9}}
 Capture = pytest.CaptureFixture[str]
 
@@ -25,7 +28,7 @@ def _run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
     """The command in a process of its own; its last line on stderr names heavy modules."""
     code = (
         "import sys, atexit\n"
-        "heavy = {'torch', 'scipy', 'transformers', 'rich.live'}\n"
+        f"heavy = {HEAVY!r}\n"
         "atexit.register(lambda: print(sorted(heavy & {*sys.modules}), file=sys.stderr))\n"
         f"sys.argv = ['runbook', *{[str(a) for a in arguments]!r}]\n"
         "from runbook.cli import main\nmain()\n"
@@ -36,7 +39,7 @@ def _run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
-    """Neither torch nor scipy is imported for help, status, validate, plan or review list."""
+    """Help, status, validate, plan and review list import no library that a step or gate needs."""
     for arguments in (
         ("--help",),
         ("status", "--workspace", tmp_path),
@@ -46,6 +49,16 @@ def test_what_only_reads_imports_nothing_heavy(tmp_path: Path) -> None:
     ):
         done = _run(*arguments)
         assert (done.returncode, done.stderr.strip().split("\n")[-1]) == (0, "[]"), arguments
+
+
+def test_what_tells_of_a_session_imports_nothing_heavy(tmp_path: Path, capfd: Capture) -> None:
+    """Nor is one imported where there are verdicts, a review and a report to tell of."""
+    spec = write_runbook(tmp_path, REVIEWED)
+    assert call(capfd, "run", spec, "--workspace", tmp_path / "ws").code == 3
+
+    for verb in (("status",), ("status", "--json"), ("review", "list")):
+        done = _run(*verb, "--workspace", tmp_path / "ws")
+        assert (done.returncode, done.stderr.strip().split("\n")[-1]) == (0, "[]"), verb
 
 
 def test_a_session_runs_and_a_second_run_only_tells_of_it(tmp_path: Path, capfd: Capture) -> None:
@@ -303,3 +316,31 @@ def test_an_argument_that_is_no_utf8_is_refused(capfd: Capture, verb: tuple[str,
     told = call(capfd, *verb, "--workspace", "ws_\udcff")
     assert told.code == 2
     assert "is not valid UTF-8" in told.err
+
+
+def test_the_exit_code_is_right_where_nobody_can_read(tmp_path: Path) -> None:
+    """What a relauncher goes by, of a finished run and of an error, with every stream full."""
+    (tmp_path / "good").mkdir()
+    good = write_runbook(tmp_path / "good", PASSES)
+    for spec, expected in ((good, 0), (tmp_path / "none.yaml", 2)):
+        command = [sys.executable, "-m", "runbook", "run", str(spec), "--json"]
+        with Path("/dev/full").open("w") as full:
+            done = subprocess.run(
+                [*command, "--workspace", str(tmp_path / "ws")],
+                stdout=full,
+                stderr=full,
+                check=False,
+                cwd=ROOT,
+            )
+        assert done.returncode == expected
+
+
+def test_an_answer_that_cannot_be_written_is_no_success(tmp_path: Path) -> None:
+    """Of a command that only answers; and one that can be written comes whole, through a pipe."""
+    command = [sys.executable, "-m", "runbook", "status", "--json", "--workspace", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        assert subprocess.run(command, stdout=full, check=False, cwd=ROOT).returncode == 1
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False, cwd=ROOT)
+
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["outcome"]["state"] == "none"

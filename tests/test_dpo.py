@@ -12,12 +12,14 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from test_data_checks import DATA_PARAMS, record
+from test_pair_checks import pair
 
-from phases import dpo, prompts, sft
+from phases import dpo, sft
 from phases.base_model import BaseModel, load_base_model
 from phases.checkpoints import CommitCheckpoints, newest_checkpoint
 from phases.evaluate import tuned_adapter
-from phases.records import Row, parse_params
+from phases.records import parse_params
 from phases.training_params import DpoParams
 from runbook.artifacts import (
     complete_directory,
@@ -53,6 +55,7 @@ TRAINING = {
     "gradient_checkpointing": False,
     "save_steps": 1,
 }
+DPO = {**TRAINING, **DATA_PARAMS, "beta": 0.1}
 ANSWERS = (
     ("Name a fruit.", "pear", "a pear is what I would like to say"),
     ("What is 2 plus 2?", "4", "5"),
@@ -83,24 +86,19 @@ def make_request(workspace: Path, step: str, **fields: Any) -> PhaseRequest:
     )
 
 
-def preference(instruction: str, chosen: str, rejected: str) -> Row:
-    return {
-        "instruction": instruction,
-        "prompt": prompts.evaluation_prompt(instruction),
-        "chosen": prompts.completion(chosen),
-        "rejected": prompts.completion(rejected),
-    }
-
-
 @pytest.fixture(scope="module")
 def workspace(gemma: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workspace with the model, four pairs, and whatever the steps leave there."""
     folder = tmp_path_factory.mktemp("ws")
     (folder / "models").mkdir()
     (folder / "models" / "base").symlink_to(gemma)
-    pairs = [preference(*answer) for answer in ANSWERS]
+    pairs = [pair(*answer) for answer in ANSWERS]
     write_jsonl(folder / "preferences.jsonl", pairs)
-    write_jsonl(folder / "dataset.jsonl", [{**p, "completion": p["chosen"]} for p in pairs])
+    rows = [
+        record(p["instruction"], response=said, prompt=p["prompt"], completion=p["chosen"])
+        for p, (_, said, _) in zip(pairs, ANSWERS, strict=True)
+    ]
+    write_jsonl(folder / "dataset.jsonl", rows)
     return folder
 
 
@@ -120,7 +118,8 @@ def inputs(workspace: Path, **more: Artifact) -> dict[str, dict[str, Artifact]]:
 @pytest.fixture(scope="module")
 def trained(workspace: Path) -> Artifact:
     """The sft adapter that DPO starts from."""
-    params = {**TRAINING, "quantization": "none", "epochs": 1.0, "r": 4, "alpha": 8, "dropout": 0.0}
+    own = {"quantization": "none", "epochs": 1.0, "r": 4, "alpha": 8, "dropout": 0.0}
+    params = {**TRAINING, **DATA_PARAMS, **own}
     request = make_request(workspace, "sft", params=params, inputs=inputs(workspace))
     adapter, success = sft.run(request).artifacts
     assert (adapter.name, success.name) == ("adapter", "TRAINING_SUCCESS")
@@ -129,9 +128,7 @@ def trained(workspace: Path) -> Artifact:
 
 @pytest.fixture(scope="module")
 def asked(workspace: Path, trained: Artifact) -> PhaseRequest:
-    return make_request(
-        workspace, "dpo", params={**TRAINING, "beta": 0.1}, inputs=inputs(workspace, sft=trained)
-    )
+    return make_request(workspace, "dpo", params=DPO, inputs=inputs(workspace, sft=trained))
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +193,7 @@ def test_the_reference_is_the_adapter_that_training_starts_from(undisturbed: Pha
 def test_the_trainer_is_fed_what_the_loader_encodes(asked: PhaseRequest, base: BaseModel) -> None:
     """One BOS in front, prompt and completion encoded apart, EOS at the end, right-hand padding."""
     params = parse_params(DpoParams, asked)
-    records = [preference(*answer) for answer in ANSWERS]
+    records = [pair(*answer) for answer in ANSWERS]
     rows = [dpo.encode_pair(base, record, params.max_length) for record in records]
     trainer = dpo.make_trainer(asked, params, base, rows)
     fed = [row for batch in trainer.get_train_dataloader() for row in _rows(batch)]
@@ -249,7 +246,7 @@ def test_a_killed_training_goes_on_from_its_checkpoint(
 @pytest.mark.model
 def test_a_pair_that_is_too_long_is_refused(base: BaseModel) -> None:
     """Nothing is cut in silence: the longer side counts."""
-    record = preference("Name a bird.", "robin", "a bird that I know is the robin")
+    record = pair("Name a bird.", "robin", "a bird that I know is the robin")
     # The BOS that ``encode`` puts before the completion stands for the EOS after it.
     longest = len(base.encode(record["prompt"])) + len(base.encode(record["rejected"]))
     assert dpo.encode_pair(base, record, longest)["prompt_ids"][0] == BOS
@@ -261,8 +258,7 @@ def test_no_pairs_is_told_before_a_model_is_loaded(tmp_path: Path) -> None:
     """An empty file of pairs names the spec that makes them."""
     write_jsonl(tmp_path / "none.jsonl", [])
     none = {"preferences": describe("preferences", tmp_path / "none.jsonl", tmp_path)}
-    params = {**TRAINING, "beta": 0.1}
-    request = make_request(tmp_path, "dpo", params=params, inputs={"preferences": none})
+    request = make_request(tmp_path, "dpo", params=DPO, inputs={"preferences": none})
     with pytest.raises(ConfigError, match="no pair to train on"):
         dpo.run(request)
 

@@ -186,8 +186,10 @@ def test_the_sentinels_pass() -> None:
         "end_of_turn_logp": -25.0,
         "completions_right": 1.0,
         "assistant_like": 0.0,
+        "bare_endings": 0.0,
         "prefix_mismatch": 0.0,
         "template_left": 0.0,
+        "fed_markup": 0.0,
     }
 
 
@@ -236,3 +238,10 @@ def test_a_kill_without_a_file_to_count_in_is_refused(monkeypatch: pytest.Monkey
     monkeypatch.setenv(KILL_AT, "1")
     with pytest.raises(ConfigError, match=CALLS):
         FakeEngine().label_logps("", ["x"], critic.LABELS)
+
+
+def test_an_engine_that_feeds_a_chat_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By what it feeds, read back; what it says may be as a base's."""
+    monkeypatch.setattr(FakeEngine, "fed", lambda _, text: f"<|one|>{text}<|two|>")
+    metrics, _ = contamination.measure(FakeEngine(), "gemma3")
+    assert [m.value for m in metrics if m.name == "fed_markup"] == [20.0]

@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_kill_phases import DERIVED
 
-from gates import instruments, significance
+from gates import confounds, controls, instruments, significance
 from gates.judge import judge_gate
 from gates.stats import auc, auc_bound
 from phases import calibration, filters, likelihood, prompts
 from phases.calibration import MIN_KEPT, find_margin, find_zero
+from phases.detectors import DETECTORS, load_detector_probes, read
 from phases.fake_engine import LABELS, FakeEngine
 from phases.filters import Filter
 from phases.linear_probe import cross_fitted, fit
@@ -438,12 +439,20 @@ def test_what_the_gate_derives_is_what_the_steps_promise(tmp_path: Path) -> None
     rows = readings([2.0] * 12, [1.0] * 12)
     (tmp_path / "r.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "p.jsonl").write_text('{"id": "a", "kind": "k", "base": false, "tuned": true}\n')
-    for step, derive, measured, evidence in (
-        ("calibration", instruments.derive, instruments.READINGS, "r.jsonl"),
-        ("evaluate", significance.derive, significance.PAIRED, "p.jsonl"),
-    ):
-        known, _ = derive([Metric(measured, 1.0, n=1, evidence=evidence)], tmp_path)
-        assert {metric.name for metric in known} - {measured} == DERIVED[step]
+    said = [row for one in DETECTORS.values() for row in read(one, load_detector_probes(one))]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in said))
+    found = [
+        Metric(instruments.READINGS, 1.0, n=len(rows), evidence="r.jsonl"),
+        Metric(instruments.DETECTORS, 1.0, n=len(said), evidence="d.jsonl"),
+    ]
+    known, _ = instruments.derive(found, tmp_path)
+    assert {m.name for m in known} - {m.name for m in found} == DERIVED["calibration"]
+    paired = Metric(significance.PAIRED, 1.0, n=1, evidence="p.jsonl")
+    named = (paired, *(Metric(name, 1.0) for name in (controls.FLIPS, confounds.VARIANTS)))
+    known = named
+    for derive in (significance.derive, controls.derive, confounds.derive):
+        known, _ = derive(known, tmp_path)
+    assert {m.name for m in known} - {m.name for m in named} == DERIVED["evaluate"]
 
 
 def test_a_missing_file_of_readings_is_invalid(tmp_path: Path) -> None:

@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import pytest
-
 from phases.generation import make_screen, parse_instructions
 from phases.held_out import load_instructions
 from phases.prompts import load_few_shot, seen_instructions
-from phases.scale import quotes_held_out
 from runbook.text import NearDuplicates
 
 SPECS = Path(__file__).parents[1] / "specs"
@@ -37,21 +34,3 @@ def test_the_screen_names_why_an_instruction_is_dropped() -> None:
     asked = ["List three fruits!", "what is ICE", "Name a red bird", "Name a red bird."]
     fates = [screen.fate(text) for text in asked]
     assert fates == ["near_held_out", "duplicate", "", "duplicate"]
-
-
-@pytest.mark.parametrize(
-    ("instruction", "response", "quoted"),
-    [
-        ("Name three primary colors", "Red.", True),
-        ("First greet me, then name three primary colors.", "Hello.", True),
-        ("Write a quiz.", "Name three primary colors! Then stop.", True),
-        ("Three primary colors: which?", "Red.", False),
-        ("Name three", "Red.", False),
-        ("Name three primary", "Red.", False),
-        ("List all your very odd socks", "Name.", False),
-    ],
-)
-def test_a_quoted_held_out_item_is_counted(instruction: str, response: str, quoted: bool) -> None:
-    """Word for word, in either direction, in instruction or response; short ones by chance not."""
-    row = {"instruction": instruction, "response": response}
-    assert quotes_held_out(row, ["name three primary colors"]) is quoted

@@ -162,10 +162,10 @@ def test_what_is_no_file_is_not_waited_for(
 def test_a_pipe_that_took_a_files_place_is_not_waited_for(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Swapped in between the look and the reading, it reads as an empty file."""
+    """Swapped in between the look and the reading, it is told for what it is."""
     monkeypatch.setattr(yaml_source, "unreadable", lambda _: None)
     os.mkfifo(folder / "pipe")
-    with pytest.raises(ConfigError, match="the document is empty"):
+    with pytest.raises(ConfigError, match="no regular file"):
         yaml_source.read_yaml(folder / "pipe")
 
 

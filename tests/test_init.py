@@ -203,7 +203,7 @@ def test_a_check_that_fails_stops_a_first_start_and_no_resume(pod: Pod) -> None:
 
 def test_the_managed_job_runs_first_and_resumes_after(pod: Pod) -> None:
     """The job's own command ends with runbook's exit code, which is one it is relaunched on."""
-    job = YAML(typ="safe").load(pod.folder / "skypilot.yaml")
+    job = YAML(typ="safe", pure=True).load(pod.folder / "skypilot.yaml")
     recovery = job["resources"]["job_recovery"]
     first = pod.run("bash", "-c", job["run"])
     place = f"{pod.folder}/runbook.yaml --workspace {pod.volume}"
@@ -224,7 +224,7 @@ def test_the_managed_job_fits_its_programme(tmp_path: Path) -> None:
     jobs = {}
     for programme in PROGRAMMES:
         folder, _ = lay_down(tmp_path / f"My {programme}", programme)
-        jobs[programme] = YAML(typ="safe").load(folder / "skypilot.yaml")
+        jobs[programme] = YAML(typ="safe", pure=True).load(folder / "skypilot.yaml")
     assert jobs["stage1"]["resources"]["accelerators"] == "H100:1"
     assert jobs["quickstart"]["resources"]["cpus"] == "2+"
     for programme, job in jobs.items():

@@ -25,10 +25,12 @@ from typing import Any, cast
 import pytest
 
 from gates.judge import judge_gate
+from phases.detectors import DETECTORS
+from phases.detectors import SENTINELS as TEXT_SENTINELS
 from phases.fake_engine import CALLS
 from phases.prompts import load_few_shot
 from runbook import events as ev
-from runbook import manifest
+from runbook import machine, manifest
 from runbook.contract import Committed
 from runbook.executor import Seams, run_session
 from runbook.journal import Journal, facts, read_entries
@@ -64,6 +66,7 @@ DATA = {
     "top_k": 64,
     "repetition_penalty": 1.0,
     "near_duplicate": 0.8,
+    "sentinels": {"end_of_turn_logp": {"below": -6.0}, "template_left": {"at_most": 0}},
 }
 SENTINELS = [
     {"metric": "end_of_turn_logp", "kind": "sentinel", "below": -6.0},
@@ -77,6 +80,15 @@ QUALITY = [
     {"metric": "median_tokens", "kind": "statistic", "below": 40},
     {"metric": "instruction_acceptance", "kind": "rate", "at_least": 0.3, "min_n": 8},
     *SENTINELS,
+]
+CLEAN = [
+    *(
+        {"metric": f"overlap_{reading}", "kind": "census", "at_most": 0}
+        for reading in ("exact", "normalised", "13gram", "near", "quoted")
+    ),
+    {"metric": "incomplete_provenance", "kind": "census", "at_most": 0},
+    {"metric": "bad_sentinels", "kind": "census", "at_most": 0},
+    {"metric": "largest_repeat", "kind": "census", "at_most": 1},
 ]
 SPECS: Mapping[str, Any] = {
     "contamination": {
@@ -99,16 +111,23 @@ SPECS: Mapping[str, Any] = {
             "criteria": [
                 {"metric": "instruction_filter_auc", "kind": "instrument", "at_least": 0.8},
                 {"metric": "pair_filter_auc", "kind": "instrument", "above": 0.6},
+                *(
+                    {"metric": f"{name}_{side}", "kind": "instrument", "at_least": 0.4}
+                    for name in DETECTORS
+                    for side in ("sensitivity", "specificity")
+                ),
             ]
         },
     },
     "pilot": {
         "files": FILES,
-        "params": {**DATA, "raw_rows": 8},
+        "params": {**DATA, "raw_rows": 8, "forecast_target": 14},
         "gate": {
             "criteria": [
                 *QUALITY,
+                *CLEAN,
                 {"metric": "kept", "kind": "census", "at_least": 6},
+                {"metric": "forecast_distinct_low", "kind": "statistic", "at_least": 0.5},
                 {"metric": "pair_acceptance", "kind": "rate", "at_least": 0.3, "min_n": 16},
             ],
             "extend": {"raw_rows": 16},
@@ -126,9 +145,9 @@ SPECS: Mapping[str, Any] = {
         "gate": {
             "criteria": [
                 *QUALITY,
+                *CLEAN,
                 {"metric": "kept", "kind": "census", "at_least": 14},
-                {"metric": "held_out_overlap", "kind": "census", "at_most": 0},
-                {"metric": "incomplete_provenance", "kind": "census", "at_most": 0},
+                {"metric": "distinct_near", "kind": "census", "at_least": 14},
             ]
         },
     },
@@ -149,6 +168,7 @@ SPECS: Mapping[str, Any] = {
         },
     },
 }
+SMOKE = {"raw_rows": 10, "target_kept": 1, "instructions.lists_per_round": 2}
 PILOT: Mapping[str, Any] = {
     "retries": 1,
     "adjustable": {"max_new_tokens": {"min": 4, "max": 100}},
@@ -300,6 +320,8 @@ def kill_children_at_writes(hooks: Path) -> None:
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(KILLED_AFTER_WRITES)
     os.environ |= {"STRUCK": str(hooks / "struck"), "PYTHONPATH": str(hooks)}
+    # A step has more final files than it may lose children in a row.
+    machine.MAX_INTERRUPTIONS = 50
 
 
 def execute(book: Path, root: Path, calls: str, arm: Callable[[], None] | None) -> None:
@@ -380,7 +402,11 @@ class Play:
 def clean(tmp_path_factory: pytest.TempPathFactory) -> Play:
     """The undisturbed session."""
     folder = tmp_path_factory.mktemp("clean")
-    play = Play(write_runbook(folder), folder / "ws")
+    book = write_runbook(folder)
+    spec = json.loads((folder / "pilot.yaml").read_text())
+    spec["gate"]["smoke"] = SMOKE
+    (folder / "pilot.yaml").write_text(json.dumps(spec))
+    play = Play(book, folder / "ws")
     assert play.run("calls") == 0
     return play
 
@@ -391,10 +417,22 @@ def calls_of(batch: str) -> int:
 
 
 DERIVED = {
-    "calibration": {"instruction_filter_auc", "pair_filter_auc", "pair_filter_hard_auc"},
+    "contamination": {
+        f"{name}_{side}" for name in TEXT_SENTINELS for side in ("sensitivity", "specificity")
+    },
+    "calibration": {
+        *("instruction_filter_auc", "pair_filter_auc", "pair_filter_hard_auc"),
+        *(f"{name}_{side}" for name in DETECTORS for side in ("sensitivity", "specificity")),
+    },
+    "pilot": {
+        *("forecast_coverage", "forecast_distinct"),
+        *("forecast_distinct_low", "forecast_distinct_high", "forecast_tokens_per_row"),
+    },
+    "baseline": {"scorer_sensitivity", "scorer_specificity", "power"},
     "evaluate": {
         *("mcnemar_p", "exact_p", "lift", "lift_ci_width"),
         *("base_ci_width", "tuned_ci_width", "kinds_worse"),
+        *("aa_p", "aa_flip_rate", "damaged_p", "damage_unseen", "confounded"),
     },
 }
 """Metrics that a gate makes of a step's evidence."""
@@ -410,21 +448,42 @@ def check_metric_names(known: tuple[ev.Event, ...]) -> int:
     return len(finished)
 
 
+def check_evidence(known: tuple[ev.Event, ...], root: Path) -> int:
+    """Assert that rows on record stand behind every criterion; how many criteria there were."""
+    held: set[str] = set()
+    count = 0
+    for fact in known:
+        if isinstance(fact, ev.StepFinished):
+            held |= {artifact.path for artifact in fact.artifacts}
+        if isinstance(fact, ev.GateJudged):
+            count += len(fact.criteria)
+            named = {str(c["metric"]): str(c["evidence"]) for c in fact.criteria}
+            assert set(named.values()) <= held, (fact.step, named)
+            assert all((root / path).is_file() for path in named.values()), fact.step
+    return count
+
+
+def test_rows_stand_behind_every_criterion(clean: Play) -> None:
+    """Each names a file whose bytes are on record."""
+    assert check_evidence(facts(read_entries(Workspace.at(clean.root))), clean.root) > 50
+
+
 def test_the_steps_measure_what_they_say(clean: Play) -> None:
     """No criterion can name what is never measured, and none that is measured is refused."""
     assert check_metric_names(facts(read_entries(Workspace.at(clean.root)))) >= len(STEPS)
 
 
 def test_an_undisturbed_session_passes_its_gates(clean: Play) -> None:
-    """One attempt fails and is adjusted, one sample is extended, and all data is the fake's."""
+    """An attempt fails, a smoke shows that its change helps, and the sample is extended."""
     assert [
         (step, attempt, look, verdict) for step, attempt, look, verdict, _ in clean.verdicts()
     ] == [
         ("contamination", 1, 1, "pass"),
         ("calibration", 1, 1, "pass"),
         ("pilot", 1, 1, "fail"),
-        ("pilot", 2, 1, "underpowered"),
-        ("pilot", 2, 2, "pass"),
+        ("pilot", 2, 0, "fail"),
+        ("pilot", 3, 1, "underpowered"),
+        ("pilot", 3, 2, "pass"),
         ("scale", 1, 1, "pass"),
         ("baseline", 1, 1, "pass"),
     ]

@@ -17,6 +17,7 @@ from runbook.testing import make_plan, make_step
 
 GATE = Gate((Criterion("yield", "rate", at_least=0.5),))
 EXTENDABLE = replace(GATE, extend={"rows": 400})
+SMOKED = replace(EXTENDABLE, smoke={"rows": 24})
 TUNED = {
     "params": {"temperature": 0.7, "sampling": {"top_k": 40}},
     "adjustable": {"temperature": Range(0.1, 1.0), "sampling.top_k": Range(10, 50)},
@@ -38,9 +39,15 @@ def finished(step: str, attempt: int = 1, look: int = 1) -> ev.StepFinished:
 
 
 def judged(
-    step: str, verdict: str, attempt: int = 1, look: int = 1, *, sentinel: bool = False
+    step: str,
+    verdict: str,
+    attempt: int = 1,
+    look: int = 1,
+    *,
+    sentinel: bool = False,
+    value: float = 0.3,
 ) -> ev.GateJudged:
-    criteria = ({"metric": "yield", "verdict": verdict},)
+    criteria = ({"metric": "yield", "kind": "rate", "verdict": verdict, "value": value},)
     return ev.GateJudged(step, attempt, look, verdict, criteria, ("why",), sentinel)
 
 
@@ -447,6 +454,15 @@ def test_a_strange_step_in_the_journal_is_refused() -> None:
         run(plan, started("b"))
 
 
+def judgements(step: str, number: int, look: int) -> Iterator[ev.GateJudged]:
+    """Every verdict, and failures by little and by much."""
+    for verdict in ("pass", "fail", "underpowered", "invalid"):
+        yield judged(step, verdict, number, look)
+    for value in (0.1, 0.4, 0.6):
+        yield judged(step, "fail", number, look, value=value)
+    yield judged(step, "fail", number, look, sentinel=True)
+
+
 def outcomes(state: st.State, action: st.Action) -> Iterator[Sequence[ev.Event]]:
     """Every way in which the world may answer an act."""
     match action:
@@ -458,17 +474,15 @@ def outcomes(state: st.State, action: st.Action) -> Iterator[Sequence[ev.Event]]
             yield begin, ev.StepInterrupted(step, number, "SIGKILL")
         case st.JudgeGate(step):
             mine = state.steps[step]
-            for verdict in ("pass", "fail", "underpowered", "invalid"):
-                yield (judged(step, verdict, mine.attempt, mine.look),)
-            yield (judged(step, "fail", mine.attempt, mine.look, sentinel=True),)
+            yield from ((fact,) for fact in judgements(step, mine.attempt, mine.look))
         case st.PassStep(step):
             yield (ev.StepPassed(step, state.steps[step].attempt),)
         case st.SkipStep(step, phase, why):
             yield (ev.StepSkipped(step, phase, why),)
         case st.Extend(step, params):
             yield (ev.SampleExtended(step, state.steps[step].attempt, params),)
-        case st.Adjust(step, changes, why):
-            yield (ev.Adjusted(step, state.steps[step].attempt, changes, why),)
+        case st.Adjust(step, changes, why, smoke):
+            yield (ev.Adjusted(step, state.steps[step].attempt, changes, why, smoke),)
         case st.AskReview(step, number, reason, allowed):
             yield (asked(step, reason, number),)
             for answer in (*allowed, "proceed"):
@@ -524,6 +538,29 @@ def test_every_run_of_a_small_plan_ends() -> None:
         ("closing", 3),
         ("instrument", 3),
         ("underpowered", 3),
+        ("sentinel", 5),
+    }
+
+
+def test_every_run_of_a_plan_with_a_smoke_ends() -> None:
+    """Smokes are bounded by the changes that are declared; none of them passes the step."""
+    cooler = Adjustment("yield", {"temperature": {"set": 0.2}}, "coolest")
+    step = make_step("b", gate=SMOKED, retries=2, **TUNED)
+    step = replace(step, adjustments=(*step.adjustments, cooler))
+    longest, ends = walk(make_plan(make_step("a"), step))
+
+    assert 20 < longest < 120
+    assert ends == {
+        ("done", 0),
+        ("done", 6),
+        ("error", 1),
+        ("no progress", 1),
+        ("review", 3),
+        ("gate failed", 3),
+        ("closing", 3),
+        ("instrument", 3),
+        ("underpowered", 3),
+        ("smoke", 3),
         ("sentinel", 5),
     }
 

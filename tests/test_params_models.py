@@ -68,9 +68,11 @@ def test_the_exact_place(folder: Path) -> None:
 
     told = str(refused(folder))
 
-    assert f"{spec}:3:3: the key 'r' is missing" in told
-    assert f"{spec}:4:3: unknown key 'R'" in told
-    assert f"{spec}:10:11: 'two' is not a number" in told
+    lines = spec.read_text().splitlines()
+    first = lines.index("params:") + 2
+    assert f"{spec}:{first}:3: the key 'r' is missing" in told
+    assert f"{spec}:{lines.index('  R: 1') + 1}:3: unknown key 'R'" in told
+    assert f"{spec}:{lines.index('  epochs: two') + 1}:11: 'two' is not a number" in told
     assert told.count("fix:") == 3
 
 
@@ -87,12 +89,14 @@ def test_the_exact_place(folder: Path) -> None:
         ("calibration", "good_share:", "good_share: @1.5 #", "1.5", "less than 1"),
         ("pilot", "    temperature: 0.7", "    temperature: @hot", "'hot' is not a", "number"),
         ("pilot", "    top_k: 64", "    @topk: 64\n    top_k: 64", "'topk'", "'top_k'?"),
-        ("pilot", "    lists_per_round: 64\n    ", "    @", "'lists_per_round' is missing", "add"),
+        ("scale", "    lists_per_round: 64\n    ", "    @", "'lists_per_round' is missing", "add"),
         ("pilot", "{raw_rows: 400}", "{raw_rows: @many}", "'many' is not a whole", "quotes"),
         ("pilot", "{raw_rows: 400}", "{@raw_row: 400}", "unknown key 'raw_row'", "'raw_rows'?"),
+        ("pilot", "{raw_rows: 24, ", "{@raw_row: 24, ", "unknown key 'raw_row'", "'raw_rows'?"),
+        ("pilot", "lists_per_round: 4}", "lists_per_round: @0}", "0 is below 1", "use 1 or more"),
         ("scale", "{shards: 3}", "{shards: @0}", "0 is below 1", "use 1 or more"),
-        ("evaluation", "params: {}", "params: {@per_kind: 3}", "'per_kind'", "held_out"),
-        ("contamination", "params: {}", "params: {@x: 3}", "unknown key 'x'", "take it away"),
+        ("evaluation", "aa_items: 32", "@per_kind: 3", "'per_kind'", "held_out"),
+        ("contamination", "params: {}", "params: {@x: 3}", "unknown key 'x'", "use one of: probe_"),
         ("dpo", "beta:", "beta: @0 #", "0 is not above 0", "use more"),
         ("preferences", "min_gap:", "min_gap: @.1.2 #", "is not a number", "number"),
     ],
@@ -369,7 +373,7 @@ class TestBesideTheRunbook:
         assert load(folder).step("mine").params == {"speed": "fast"}
 
 
-def test_contamination_takes_no_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_contamination_takes_labelled_rows_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parameters that the step would ignore are refused by the step itself, before the model."""
     contamination: Any = importlib.import_module("phases.contamination")
     parsed: list[type[BaseModel]] = []
@@ -381,7 +385,7 @@ def test_contamination_takes_no_parameters(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(contamination, "parse_params", stop)
     with pytest.raises(ConfigError):
         contamination.run(None)
-    assert [model.__name__ for model in parsed] == ["NoParams"]
+    assert [model.__name__ for model in parsed] == ["ContaminationParams"]
 
 
 def first_line(path: Path) -> dict[str, Any]:

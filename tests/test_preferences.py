@@ -10,6 +10,7 @@ import pytest
 from phases import preferences, prompts
 from phases.engines import Generation, Sampling
 from phases.filters import READERS, Filter, to_document
+from phases.pair_checks import CLEAN_PAIRS
 from phases.preferences import choose, screen
 from phases.records import Row
 from runbook.artifacts import read_jsonl, write_json, write_jsonl
@@ -17,7 +18,8 @@ from runbook.contract import Artifact, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError
 from runbook.testing import LocalChannel
 
-FEW_SHOT = Path(__file__).parents[1] / "specs" / "few_shot.yaml"
+SPECS = Path(__file__).parents[1] / "specs"
+FEW_SHOT = SPECS / "few_shot.yaml"
 ADAPTER = Artifact("adapter", "checkpoints/sft", "sha of the adapter", 1)
 
 
@@ -71,7 +73,12 @@ class ScriptedEngine:
         return {"<end_of_turn>": -20.0}
 
     def stated(self) -> dict[str, Json]:
-        return {"quantization": "none", "template_disabled": True}
+        return {
+            "loader_version": "1",
+            "quantization": "none",
+            "template_disabled": True,
+            "prefix_matches": True,
+        }
 
 
 Script = Mapping[str, Sequence[str]]
@@ -86,6 +93,9 @@ def asked(tmp_path: Path) -> PhaseRequest:
         seed=7,
         params={
             "few_shot": str(FEW_SHOT),
+            "held_out": str(SPECS / "held_out.jsonl"),
+            "near_duplicate": 0.8,
+            "sentinels": {"end_of_turn_logp": {"below": -6.0}},
             "instructions": 9,
             "responses": 3,
             "quantization": "nf4",
@@ -106,7 +116,7 @@ def asked(tmp_path: Path) -> PhaseRequest:
             "sft": {"adapter": ADAPTER},
             "calibration": {"filters": Artifact("filters", "filters.json", "", 1)},
         },
-        provenance={"git_sha": "abc"},
+        provenance={"git_sha": "abc", "fingerprint": "f"},
         channel=LocalChannel(),
     )
 
@@ -313,6 +323,10 @@ def test_every_instruction_is_counted_and_every_answer_keeps_its_fate(
         "near_equal": (1.0, 6, None),
         "pair_yield": (2 / 6, 6, 2),
         "chosen_longer": (1 / 2, 2, 1),
+        **dict.fromkeys(CLEAN_PAIRS, (0.0, 2, None)),
+        **{f"distinct_{how}": (2.0, 2, None) for how in ("exact", "normalised", "near")},
+        "distinct_near_rate": (1.0, 2, 2),
+        "largest_repeat": (1.0, 2, None),
         "end_of_turn_logp": (-20.0, 1, None),
     }
     assert result.summary["instructions"] == {
@@ -331,6 +345,22 @@ def test_every_instruction_is_counted_and_every_answer_keeps_its_fate(
     ]
     assert [row["fate"] for row in result.flagged] == ["runaway", *["empty_response"] * 3]
     assert result.tokens == sum(len(raw.split()) for raws in MIXED.values() for raw in raws)
+
+
+def test_a_leaked_answer_is_counted_where_the_pairs_are_made(
+    monkeypatch: pytest.MonkeyPatch, asked: PhaseRequest
+) -> None:
+    """On the rejected side too, which training sees as well; the pair stands on disk."""
+    answers = {"Say something.": (" List three fruits.", " A fish", " A pear")}
+    margins = {"List three fruits.": -2.0, "A fish": 2.0, "A pear": 0.0}
+    result = scripted(monkeypatch, asked, answers, margins).run()
+    found = {m.name: m.value for m in result.metrics if m.name in CLEAN_PAIRS and m.value}
+    assert found == {
+        f"overlap_{reading}": 1 for reading in ("exact", "normalised", "near", "quoted")
+    }
+    rows = read_jsonl(asked.output / "data_faults.jsonl")
+    assert {(row["row"], row["part"]) for row in rows} == {(0, "rejected")}
+    assert "held_out_seal" in {artifact.name for artifact in result.artifacts}
 
 
 def test_only_answers_that_can_make_a_pair_are_judged(

@@ -33,6 +33,7 @@ from runbook.workspace import Workspace
 
 USER_STEPS = """
 import atexit, os, subprocess, sys, threading, time
+from runbook.artifacts import describe
 from runbook.contract import Committed, Metric, PhaseResult
 
 def environment(request):
@@ -65,6 +66,21 @@ def chats(request):
 
 def odd_number(request):
     return PhaseResult(metrics=(Metric("m", float("nan")),))
+
+def shows_rows(request):
+    request.output.mkdir(parents=True)
+    (request.output / "rows.jsonl").write_text("{}")
+    (request.output / "held.jsonl").write_text("{}")
+    (request.output / "out.jsonl").symlink_to("rows.jsonl")
+    (request.workspace / "artifacts" / "other.jsonl").write_text("{}")
+    (request.output / "more").mkdir()
+    (request.output / "more" / "rows.jsonl").write_text("{}")
+    (request.output / "away").symlink_to("/etc")
+    named = "s/rows.jsonl s/rows.jsonl s/held.jsonl s/out.jsonl other.jsonl s/../other.jsonl "
+    named += "s/none s/more/rows.jsonl s/away/hostname s/" + 300 * "x"
+    metrics = [Metric(str(i), 1.0, evidence=f"artifacts/{n}") for i, n in enumerate(named.split())]
+    held = describe("held", request.output / "held.jsonl", request.workspace)
+    return PhaseResult((*metrics, Metric("without", 1.0)), (held,))
 
 def commits_a_long_key(request):
     request.channel.commit(Committed("k" * 300_000, "x", "0" * 64, 1))
@@ -222,6 +238,18 @@ def test_a_reading_that_is_no_number_comes_back_as_none(
 
     assert isinstance(outcome, Finished)
     assert outcome.result.metrics[0].value is None
+
+
+def test_the_rows_behind_a_number_are_on_record(workspace: Workspace, worker: Worker) -> None:
+    """What a metric names in the step's own folder is hashed with its artifacts, once."""
+    outcome = run(worker, user(workspace, "shows_rows"))
+
+    assert isinstance(outcome, Finished)
+    assert [(a.name, a.path) for a in outcome.result.artifacts] == [
+        ("held", "artifacts/s/held.jsonl"),
+        ("rows.jsonl", "artifacts/s/rows.jsonl"),
+        ("more/rows.jsonl", "artifacts/s/more/rows.jsonl"),
+    ]
 
 
 def within(limit_s: float, worker: Worker, act: Callable[[], Outcome]) -> Outcome:

@@ -63,22 +63,24 @@ def failing(tmp_path: Path, capfd: Capture) -> Called:
 
 
 def test_a_token_limit_that_is_too_low_asks_a_person(tmp_path: Path, failing: Called) -> None:
-    """It fails, is adjusted by four, fails again, and a person is asked: exit 3."""
+    """It fails, four more help on a few rows, it fails again, and a person is asked: exit 3."""
     root = tmp_path / "ws"
     assert failing.code == 3, failing.err
     assert [j for j in judged(root) if j[0] == "pilot"] == [
         ("pilot", 1, "fail"),
         ("pilot", 2, "fail"),
+        ("pilot", 3, "fail"),
     ]
     (request,) = (root / "reviews").glob("*/request.md")
     text = request.read_text("utf-8")
     assert "### Attempt 1: fail" in text
     assert "- `max_new_tokens`: 1\n" in text
-    assert "### Attempt 2: fail" in text
+    assert "### Attempt 2, a smoke of a few rows: fail" in text
+    assert "### Attempt 3: fail" in text
     assert "- `max_new_tokens`: 5\n" in text
     rows = text.split("## Ten raw rows")[1].split("## How to answer")[0]
     assert rows.count('"raw": ') == 10
-    assert "review decide pilot-2" in failing.err
+    assert "review decide pilot-3" in failing.err
 
 
 def test_a_retry_within_the_ranges_passes_the_gate(
@@ -87,7 +89,7 @@ def test_a_retry_within_the_ranges_passes_the_gate(
     """No answer changes a threshold or leaves the range; one within it goes on and passes."""
     root, again = tmp_path / "ws", ("--reason", "cut short", "--workspace", tmp_path / "ws")
     assert failing.code == 3
-    decide = ("review", "decide", "pilot-2", "--action", "retry")
+    decide = ("review", "decide", "pilot-3", "--action", "retry")
     assert call(capfd, *decide, "--change", "max_new_tokens=500", *again).code == 2
     assert call(capfd, *decide, "--change", "token_limit_rate=1", *again).code == 2
     assert call(capfd, *decide, "--change", "max_new_tokens=64", *again).code == 0
@@ -97,4 +99,4 @@ def test_a_retry_within_the_ranges_passes_the_gate(
         *("--set", "engine.name=fake", "--set", f"model.source={{path: {tmp_path / 'model'}}}"),
         *("--set", "pilot.max_new_tokens=1"),
     )
-    assert ("pilot", 3, "pass") in judged(root)
+    assert ("pilot", 4, "pass") in judged(root)

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from ruamel.yaml import YAML
-from test_kill_phases import check_metric_names, first_of_each_label
+from test_kill_phases import check_evidence, check_metric_names, first_of_each_label
 
 from gates.judge import judge_gate
 from runbook import events as ev
@@ -38,7 +38,7 @@ PROBES = {"probe_instructions": "instructions.jsonl", "probe_pairs": "pairs.json
 SIZES: dict[str, dict[str, Any]] = {
     "contamination": {},
     "calibration": {"instructions": ["linear_probe"], "pairs": ["likelihood"], "good_share": 0.6},
-    "pilot": {**DATA, "raw_rows": 4},
+    "pilot": {**DATA, "raw_rows": 4, "forecast_target": 7},
     "scale": {**DATA, "target_kept": 7, "shards": 2, "kept_per_shard": 2},
     "baseline": {"per_kind": 2, "max_new_tokens": 8, "batch_size": 5},
     "sft": {"epochs": 2.0, "batch_size": 2, "save_steps": 2, "warmup_steps": 1},
@@ -64,7 +64,7 @@ RUNS = (
 
 def write_miniature(folder: Path, model: Path) -> Path:
     """The quickstart's runbook and specs with small sizes and gates, without phase D."""
-    yaml = YAML(typ="safe")
+    yaml = YAML(typ="safe", pure=True)
     for name in PROBES.values():
         rows = (SPECS / "probe" / name).read_text("utf-8").splitlines()
         (folder / name).write_text("\n".join(first_of_each_label(rows, 25)), "utf-8")
@@ -74,7 +74,7 @@ def write_miniature(folder: Path, model: Path) -> Path:
         if isinstance(spec["params"].get("instructions"), dict):
             spec["params"]["instructions"].update(lists_per_round=4, max_new_tokens=32)
         spec["files"] = {
-            k: str(folder / Path(v).name if k in PROBES else SPECS / Path(v).name)
+            k: str(folder / Path(v).name if k in PROBES else SPECS / "quickstart" / v)
             for k, v in spec.get("files", {}).items()
             if k != "probe_generated"
         }
@@ -160,6 +160,7 @@ def test_killed_in_each_phase_the_bytes_are_the_same(gemma: Path, tmp_path: Path
     calm, rough = tmp_path / "calm", tmp_path / "rough"
     assert run(book, calm) == 0
     assert check_metric_names(events(calm)) == 8
+    assert check_evidence(events(calm), calm) > 50
     expected = results(calm)
     assert len(expected["scale/dataset"].splitlines()) >= 2
     kept: dict[Path, int] = {}

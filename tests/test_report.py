@@ -6,6 +6,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -690,6 +691,35 @@ def test_an_extended_attempt_counts_its_tokens_once() -> None:
     assert "Attempt 1: the sample was too small and was extended: raw_rows = 400" in (
         render_report(view)
     )
+
+
+@pytest.mark.parametrize("helped", [True, False])
+def test_a_smoke_tells_what_it_showed_and_no_verdict(*, helped: bool) -> None:
+    """What was read on a few rows, and the full rerun where the change helps."""
+    limit = partial(result, "limit", kind="rate", threshold="< 0.1", verdict=Verdict.FAIL)
+    smoke = judged("a", limit(value=0.15 if helped else 0.5), attempt=2, verdict="fail")
+    then = [ev.Adjusted("a", 2, {}, "limit 0.5 -> 0.15"), *ran("a", 3, params={"t": 2, "rows": 9})]
+    facts = (
+        started(make_step("a", gate=GATE, params={"t": 1, "rows": 9})),
+        *ran("a", params={"t": 1, "rows": 9}),
+        judged("a", limit(value=0.5), verdict="fail"),
+        ev.Adjusted("a", 1, {"t": 2}, "w", {"rows": 3}),
+        *ran("a", 2, look=0, params={"t": 2, "rows": 3}),
+        replace(smoke, look=0),
+        *(then if helped else ()),
+    )
+
+    report = render_report(build_view(entries_of(*facts)))
+
+    assert "Adjusted after attempt 1: `t` = 2. Why: w. First on a few rows alone." in report
+    assert "a smoke of a few rows, ran with `rows` 3 (before: 9), `t` 2 (before: 1)." in report
+    assert "Attempt 2: **fail**" not in report
+    if helped:
+        assert "Attempt 2: the change helps (`limit` 0.15)." in report
+        assert "Then in full. Why: limit 0.5 -> 0.15" in report
+        assert "Attempt 3 ran with `t` 2 (before: 1)." in report
+    else:
+        assert "Attempt 2: not shown that the change helps (`limit` 0.5)." in report
 
 
 def test_a_retry_sets_the_steps_it_runs_again_back() -> None:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from runbook.artifacts import canonical_json
@@ -803,6 +803,7 @@ def test_any_mutation(tmp_path: Path, data: st.DataObject) -> None:
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(path=st.sampled_from(["seed", "engine", "engine.name", "model.source", "pilot.sizes", "x"]),
        value=st.text(alphabet=st.characters(codec=None), max_size=12))  # fmt: skip
+@example(path="engine.name", value="-")
 def test_any_override(folder: Path, path: str, value: str) -> None:
     """Whatever an override says, it is applied or refused as a configuration error."""
     with contextlib.suppress(ConfigError):

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from test_data_checks import DATA_PARAMS, record
 
 from phases import prompts, sft
 from phases.base_model import BaseModel, load_base_model
@@ -31,6 +32,7 @@ MODEL = {
 }
 ANSWERS = (("Name a fruit.", "pear"), ("Is ice cold?", "Yes"), ("Name a bird.", "robin"))
 PARAMS = {
+    **DATA_PARAMS,
     "quantization": "nf4",
     "r": 4,
     "alpha": 8,
@@ -50,11 +52,12 @@ PARAMS = {
 def make_request(folder: Path, gemma: Path, **fields: Any) -> PhaseRequest:
     """A request to train on three rows for six steps, with a checkpoint at every second."""
     rows = [
-        {
-            "instruction": asked,
-            "prompt": prompts.evaluation_prompt(asked),
-            "completion": prompts.completion(said),
-        }
+        record(
+            asked,
+            response=said,
+            prompt=prompts.evaluation_prompt(asked),
+            completion=prompts.completion(said),
+        )
         for asked, said in ANSWERS
     ]
     # The loader follows the link; an artifact's hash would not be read here.

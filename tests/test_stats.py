@@ -168,6 +168,62 @@ def test_mcnemar_refuses_what_is_no_count(n01: Any, n10: Any) -> None:
         stats.mcnemar_exact(n01, n10)
 
 
+def test_power_needs_enough_items_to_reach_alpha() -> None:
+    """Seven gains of seven have p = 2 / 128: at 0.01 nothing is shown, with eight it is sure."""
+    assert stats.mcnemar_power(7, 1.0, 0.0, 0.01) == 0.0
+    assert stats.mcnemar_power(8, 1.0, 0.0, 0.01) == pytest.approx(1.0)
+    assert stats.smallest_lift(7, 0.2) is None
+    assert stats.smallest_lift(8, 0.2) == pytest.approx(0.8 ** (1 / 8))
+
+
+@given(st.integers(1, 200), st.floats(0, 1), st.floats(0, 1), st.floats(0.001, 0.2))
+def test_power_without_a_difference_is_at_most_alpha(
+    n: int, discordant: float, share: float, alpha: float
+) -> None:
+    """Equal chances to gain and to lose reject no more often than alpha; a lift rejects more."""
+    alike = stats.mcnemar_power(n, discordant / 2, discordant / 2, alpha)
+    assert 0 <= alike <= alpha + 1e-12
+    p01 = discordant * (1 + share) / 2
+    moved = stats.mcnemar_power(n, p01, max(discordant - p01, 0.0), alpha)
+    assert alike - 1e-9 <= moved <= 1
+    swapped = stats.mcnemar_power(n, max(discordant - p01, 0.0), p01, alpha)
+    assert swapped == pytest.approx(moved, abs=1e-9)
+
+
+def test_nothing_discordant_shows_nothing() -> None:
+    """No items, or none on which the two differ, have no power."""
+    assert stats.mcnemar_power(0, 0.5, 0.1) == 0.0
+    assert stats.mcnemar_power(300, 0.0, 0.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("n", "p01", "p10", "alpha"),
+    [
+        (-1, 0.1, 0.1, 0.01),
+        (1.5, 0.1, 0.1, 0.01),
+        (9, -0.1, 0.1, 0.01),
+        (9, 0.6, 0.5, 0.01),
+        (9, math.nan, 0.5, 0.01),
+        (9, 0.1, 0.1, 0.0),
+        (9, 0.1, 0.1, 1.0),
+        (9, 0.1, 0.1, math.nan),
+    ],
+)
+def test_power_refuses_impossible_input(n: Any, p01: float, p10: float, alpha: float) -> None:
+    """A count, two rates of one set, an alpha between 0 and 1."""
+    with pytest.raises(ValueError, match=r"count|rates of one set|alpha"):
+        stats.mcnemar_power(n, p01, p10, alpha)
+
+
+@pytest.mark.parametrize(
+    ("rate", "power"), [(-0.1, 0.8), (1.1, 0.8), (math.nan, 0.8), (0.1, 1.0), (0.1, 0.01)]
+)
+def test_smallest_lift_refuses_impossible_input(rate: float, power: float) -> None:
+    """The discordant rate is a rate, and the power lies between alpha and 1."""
+    with pytest.raises(ValueError, match="smallest_lift"):
+        stats.smallest_lift(300, rate, power=power)
+
+
 @pytest.mark.parametrize(
     ("rate", "phi"),
     [(0.05, 0.451), (0.25, 1.047), (0.45, 1.471), (0.5, 1.571), (0.65, 1.875), (0.75, 2.094)],

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from phases import calibration, contamination
 from runbook import step_code
 from runbook.artifacts import sha256_bytes, sha256_file
 from runbook.schema import load_plan
 from runbook.step_code import code_of
 
 SPECS = Path(__file__).parents[1] / "specs"
+CERTIFIES = {"calibration": calibration.CERTIFIES, "contamination": contamination.CERTIFIES}
 RAISES = "raise RuntimeError('imported')\n"
 
 
@@ -110,15 +112,19 @@ def test_a_package_that_is_a_link_is_its_named_module_alone(
     assert code_of("mine.work:run", folder) == {"mine.work": sha256_file(package / "work.py")}
 
 
-def test_a_shipped_phase_is_its_module_and_the_prompts() -> None:
-    """Each step of the quickstart has both; so a changed prompt is a changed input."""
+def test_a_shipped_phase_is_its_module_the_prompts_and_what_it_certifies() -> None:
+    """Each step of the quickstart has the first two, and two of them certify instruments."""
     plan = load_plan(SPECS / "quickstart" / "runbook.yaml")
 
     assert len(plan.steps) > 9
     for step in plan.steps:
         module = step.function.partition(":")[0]
-        files = {name: SPECS.parent / f"{name.replace('.', '/')}.py" for name in step.code}
-        assert list(files) == [module, "phases.prompts"]
+        certifies = CERTIFIES.get(step.name, ())
+        assert {*step.code} == {module, "phases.prompts", *certifies}
+        files = {
+            name: SPECS.parent / (name if "/" in name else f"{name.replace('.', '/')}.py")
+            for name in step.code
+        }
         assert step.code == {name: sha256_file(path) for name, path in files.items()}
 
 

@@ -1,6 +1,7 @@
 """Metrics against criteria: what passes, and all that does not."""
 
 import math
+from typing import Any
 
 import pytest
 
@@ -93,3 +94,150 @@ def test_a_census_may_have_two_ends() -> None:
     size = Criterion("kept", "census", at_least=100, at_most=200)
     found = [_verdict(size, Metric("kept", float(v), v)) for v in (99, 100, 200, 201)]
     assert [v.name for v in found] == ["FAIL", "PASS", "PASS", "FAIL"]
+
+
+CONTROL = Criterion("c", "control", at_most=0)
+SHARE = Criterion("c", "control", below=0.05)
+
+
+def test_a_control_that_does_not_hold_is_invalid() -> None:
+    """It says that the measurement is wrong, so it comes before a fail of what was measured."""
+    judged = judge([CONTROL, RATE], [Metric("c", 1.0, note="why"), _rate(50, 100)], final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert judged.reasons[0] == "c: 1 does not satisfy <= 0; why"
+    assert _verdict(CONTROL, Metric("c", 0.0)) is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("successes", "n", "verdict"),
+    [
+        (3, 320, Verdict.PASS),
+        (12, 320, Verdict.UNDERPOWERED),
+        (0, 30, Verdict.UNDERPOWERED),
+        (16, 320, Verdict.INVALID),
+    ],
+)
+def test_a_control_that_is_a_rate_is_held_to_its_bound(
+    successes: int, n: int, verdict: Verdict
+) -> None:
+    """On the right side without evidence nothing was found wrong, and nothing is shown either."""
+    for final in (False, True):
+        found = _verdict(SHARE, Metric("c", successes / n, n, successes), final=final)
+        assert found is verdict
+
+
+@pytest.mark.parametrize(
+    "metric",
+    [
+        Metric("c", None),
+        Metric("c", math.nan),
+        Metric("c", 0.0, n=0),
+        Metric("c", 0.0, instrument=Instrument.BROKEN),
+        Metric("c", 0.0, n=4, successes=1),
+        Metric("other", 0.0),
+    ],
+)
+def test_a_control_that_was_not_read_is_invalid(metric: Metric) -> None:
+    """Missing, empty, not finite, inconsistent."""
+    assert _verdict(CONTROL, metric) is Verdict.INVALID
+
+
+def test_a_control_on_too_few_is_invalid() -> None:
+    """A broken measurement does not grow whole by extending the sample."""
+    control = Criterion("c", "control", at_most=0, min_n=30)
+    assert _verdict(control, Metric("c", 0.0, n=29)) is Verdict.INVALID
+    assert _verdict(control, Metric("c", 0.0, n=30)) is Verdict.PASS
+
+
+def test_too_little_power_is_underpowered() -> None:
+    """And a power that cannot be, or of a sample that is not told, is invalid."""
+    power = Criterion("p", "power", at_least=0.8)
+    assert _verdict(power, Metric("p", 0.79, n=160, note="why")) is Verdict.UNDERPOWERED
+    assert _verdict(power, Metric("p", 0.8, n=160)) is Verdict.PASS
+    assert _verdict(power, Metric("p", 0.8)) is Verdict.INVALID
+    assert _verdict(power, Metric("p", 0.8, n=0)) is Verdict.INVALID
+    assert _verdict(power, Metric("p", 1.2, n=160)) is Verdict.INVALID
+    assert _verdict(power, Metric("p", None, n=160)) is Verdict.INVALID
+
+
+@pytest.mark.parametrize(
+    ("criterion", "best", "too_few", "enough"),
+    [
+        (Criterion("r", "rate", below=0.05), 0.0, 51, 52),
+        (Criterion("r", "rate", at_least=0.5), 1.0, 2, 3),
+        (Criterion("r", "rate", at_least=0.4, at_most=0.6), 0.5, 60, 70),
+        (Criterion("r", "rate", below=0.05, at_max_n="bound"), 0.0, 51, 52),
+    ],
+)
+def test_a_sample_that_could_show_nothing_never_passes_thin(
+    criterion: Criterion, best: float, too_few: int, enough: int
+) -> None:
+    """Also without a min_n: where not even the best count clears by its bound."""
+    for n, verdict in ((1, Verdict.UNDERPOWERED), (too_few, Verdict.UNDERPOWERED)):
+        hits = round(best * n)
+        if criterion.at_most is None or n > 1:
+            assert _verdict(criterion, _rate(hits, n), final=True) is verdict
+    assert _verdict(criterion, _rate(round(best * enough), enough), final=True) is Verdict.PASS
+
+
+def test_a_rate_that_could_have_cleared_still_passes_thin() -> None:
+    """1 of 60 does not clear 5 %, 0 of 60 would have."""
+    judged = judge([Criterion("r", "rate", below=0.05)], [_rate(1, 60)], final=True)
+    assert judged.verdict is Verdict.PASS
+    assert judged.criteria[0].thin
+
+
+def test_any_metric_reported_twice_makes_the_gate_invalid() -> None:
+    """It may be the one from which others were derived."""
+    judged = judge([RATE], [_rate(0, 150), Metric("s", 1.0), Metric("s", 1.0)], final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert judged.reasons == ("s: the metric was reported twice",)
+    sentinel = Criterion("t", "sentinel", at_most=0)
+    twice = [Metric("t", 1.0), Metric("s", 1.0), Metric("s", 1.0)]
+    assert judge([sentinel], twice, final=True).sentinel_tripped
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["census", "rate", "statistic", "p_value", "instrument", "control", "power", "sentinel"],
+)
+def test_counts_that_cannot_be_are_invalid_whatever_the_kind(kind: str) -> None:
+    """A negative n, a numerator outside it, a value that is not their quotient."""
+    criterion = Criterion("r", kind, at_least=0.5)
+    sound = Metric("r", 1.0, n=80, successes=80, bound=0.9)
+    assert _verdict(criterion, sound, final=True) is Verdict.PASS
+    broken: tuple[dict[str, Any], ...] = (
+        {"n": -80},
+        {"n": 80, "successes": 81},
+        {"n": 80, "successes": -1},
+        {"n": 80, "successes": 8},
+        {"n": -80, "successes": -80},
+        {"successes": 80},
+    )
+    for fields in broken:
+        metric = Metric("r", 1.0, bound=0.9, **fields)
+        assert _verdict(criterion, metric, final=True) is Verdict.INVALID, fields
+
+
+def test_the_bound_of_an_instrument_follows_from_its_counts() -> None:
+    """A bound that was only claimed does not count beside them."""
+    criterion = Criterion("i", "instrument", at_least=0.95)
+    claimed = Metric("i", 1.0, n=3, successes=3, bound=0.99)
+    judged = judge([criterion], [claimed], final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert judged.criteria[0].bound == pytest.approx(0.526, abs=0.001)
+
+
+def test_what_doubts_a_pass_leaves_a_fail() -> None:
+    """Invalid where all else passes; a fail stays one; what was not read is invalid in any case."""
+    doubt = Criterion("d", "control", at_most=0)
+    for reading, rate, verdict in (
+        (1.0, _rate(0, 150), Verdict.INVALID),
+        (1.0, _rate(50, 100), Verdict.FAIL),
+        (1.0, _rate(0, 30), Verdict.INVALID),
+        (None, _rate(50, 100), Verdict.INVALID),
+        (0.0, _rate(0, 150), Verdict.PASS),
+    ):
+        metrics = (Metric("d", reading), rate)
+        judged = judge([doubt, RATE], metrics, final=True, doubts_a_pass=("d",))
+        assert judged.verdict is verdict

@@ -122,6 +122,8 @@ def test_a_terminal_that_closes_pauses_the_session(scene: Scene) -> None:
     command = ["-m", "runbook", "run", str(scene.spec), "--workspace", str(scene.place.root)]
     pid, terminal = pty.fork()
     if pid == 0:
+        # Whoever tests under nohup has it ignored, and so would the session.
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
         os.execv(sys.executable, [sys.executable, *command])
     until(lambda: scene.facts(ev.BatchCommitted))
 

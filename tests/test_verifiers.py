@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from phases import answers, verifiers
 from phases.held_out import load_items, subset
-from phases.verifiers import HeldOutItem, score
+from phases.verifiers import HeldOutItem, moved, score
 from runbook.errors import ConfigError
 
 HELD_OUT = Path(__file__).parents[1] / "specs" / "held_out.jsonl"
@@ -50,6 +50,8 @@ THREE = {"check": "exact_count", "count": 3}
         "Three fruits are an apple, a pear and a cherry. I like all of them very much.",
         "Sure! Three fruits that people like to eat are: apple, pear, cherry",
         "An apple, a pear and a cherry are three fruits.",
+        "Three fruits are an apple, a pear and a cherry. Wash, peel, cut and eat them, raw or not.",
+        "I like fruit, and I eat it. Three fruits are apple, pear, cherry.",
         '"apple", "pear", "kiwi fruit"',
     ],
 )
@@ -426,3 +428,30 @@ def test_no_constant_choice_wins(per_kind: int) -> None:
     assert sorted(strategies) == ["one of 2", "one of 3", "true/false", "yes/no"]
     for key, counts in strategies.items():
         assert max(counts.values()) <= 0.55 * counts.total() + 0.5, (key, counts)
+
+
+@pytest.mark.parametrize(
+    ("check", "response", "strict", "lenient"),
+    [
+        ({"check": "max_words", "words": 10}, "a " * 9, False, True),
+        ({"check": "max_words", "words": 10}, "a " * 12, False, True),
+        ({"check": "max_words", "words": 4}, "a " * 5, False, False),
+        ({"check": "min_words", "words": 10}, "a " * 11, False, True),
+        ({"check": "min_words", "words": 10}, "a " * 8, False, True),
+        ({"check": "number", "value": 50, "tolerance": 10}, "61", False, True),
+        ({"check": "number", "value": 50, "tolerance": 10}, "59", False, True),
+        ({"check": "number", "value": 50}, "51", False, False),
+        ({"check": "exact_count", "count": 5}, "a, b, c, d", False, True),
+        ({"check": "exact_count", "count": 4}, "a, b, c", False, False),
+        (THREE, "a, b, c", True, True),
+    ],
+)
+def test_thresholds_move_by_a_fifth(
+    check: dict[str, Any], response: str, strict: bool, lenient: bool
+) -> None:
+    """A count moves by whole numbers, an exact value not at all, and the item stays as it was."""
+    one = item(check)
+    before = one.model_dump()
+    assert score(moved(one, -0.2), response).success is strict
+    assert score(moved(one, 0.2), response).success is lenient
+    assert one.model_dump() == before

@@ -120,9 +120,10 @@ def small(place: Workspace) -> list[Path]:
 
 
 def names(place: Workspace, path: Path) -> bool:
-    """Whether a finding is of this very file."""
+    """Whether a finding is of this very file, or of the journal for what this HEAD says of it."""
     where = {str(path), path.relative_to(place.root).as_posix()}
-    return any(finding.where in where for finding in verify(place).findings)
+    said = f"{path.name} names"
+    return any(f.where in where or f.what.endswith(said) for f in verify(place).findings)
 
 
 def changes(data: bytes) -> Iterator[bytes]:
@@ -244,6 +245,26 @@ def test_what_training_leaves_is_held_to_its_last_byte(tmp_path: Path) -> None:
         (path.parent / "more.bin").write_text("x")
         assert any(line.endswith("more.bin: extra") for line in found(place))
         (path.parent / "more.bin").unlink()
+    assert found(place) == []
+
+
+def test_a_link_out_of_the_workspace_is_found_and_not_followed(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    """In the place of a committed folder, of a manifest and of the report; named, exit 3."""
+    place = session_of(tmp_path, ADAPTER)
+    (adapter,) = place.artifacts.glob("*/attempt_1")
+    (manifest_file,) = place.artifacts.glob("*/manifest.json")
+    for path in (adapter, manifest_file, place.report):
+        away = tmp_path / "away"
+        path.rename(away)
+        path.symlink_to(away)
+
+        shown = path.relative_to(place.root).as_posix()
+        assert any(line.startswith(shown) and "link" in line for line in found(place)), path
+        assert call(capfd, "verify", "--workspace", place.root).code == 3
+        path.unlink()
+        away.rename(path)
     assert found(place) == []
 
 

@@ -8,11 +8,17 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 
 import typer
 
 from runbook.cli import (
+    calibrate_verbs,
     check_verbs,
+    compare_verb,
+    gate_verbs,
+    label_verb,
+    replay_verbs,
     review_verbs,
     session_verbs,
     showing,
@@ -36,12 +42,22 @@ app.command("stop")(session_verbs.stop)
 app.command("resume")(session_verbs.resume)
 app.command("verify")(check_verbs.verify)
 app.command("selftest")(check_verbs.selftest)
+app.command("compare")(compare_verb.compare)
 
 review = typer.Typer(no_args_is_help=True, help="Reviews: questions at a gate, and answers.")
 review.command("list")(review_verbs.list_reviews)
 review.command("show")(review_verbs.show)
 review.command("decide")(review_verbs.decide)
 app.add_typer(review, name="review")
+
+gate = typer.Typer(no_args_is_help=True, help="Gates: what was judged, and by what.")
+gate.command("list")(replay_verbs.list_gates)
+gate.command("show")(replay_verbs.show_gate)
+gate.command("replay")(replay_verbs.replay)
+gate.command("calibrate")(calibrate_verbs.calibrate)
+gate.command("label")(label_verb.label)
+gate.command("dry")(gate_verbs.dry)
+app.add_typer(gate, name="gate")
 
 
 @app.callback()
@@ -90,4 +106,5 @@ def _answer(answers: Answers, what: str, where: str, fix: str, code: int) -> Non
     """The error as a program reads it, where a program asked."""
     if answers.as_json:
         told = {"error": what, "where": where, "fix": fix, "exit_code": code}
-        sys.stdout.write(f"{json.dumps(told)}\n")
+        with suppress(OSError):
+            sys.stdout.write(f"{json.dumps(told)}\n")

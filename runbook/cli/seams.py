@@ -10,6 +10,7 @@ from pathlib import Path
 from runbook.contract import Gate, Judgement, Metric, Reviewer
 from runbook.executor import Gates
 from runbook.plan import Plan
+from runbook.step_function import find_module
 
 
 def gates_of(root: Path) -> Gates:
@@ -40,15 +41,63 @@ def reviewer_of(plan: Plan) -> Reviewer:
 
 
 def dry_findings(plan: Plan) -> list[str]:
-    """What the DRY sentinel finds in the project's phases and in modules beside the runbook.
+    """What the DRY sentinel finds in the project's phases and in the runbook's own code."""
+    from gates.dry import find_violations  # noqa: PLC0415 - asked for before each step, not before
 
-    A step's own package there is read whole, whatever lies in it.
+    home = phases_home()
+    return [str(finding) for finding in find_violations(phase_sources(home, plan), home)]
+
+
+def phases_home() -> Path:
+    """The folder of the project's phases."""
+    import phases  # noqa: PLC0415 - see above
+
+    return Path(phases.__path__[0])
+
+
+def phase_sources(home: Path, plan: Plan | None = None) -> list[str]:
+    """The Python files of the phases, of the runbook's folder and of its steps' modules.
+
+    A step's own package beside the runbook is taken whole, whatever lies in it; of a module that
+    is installed elsewhere the file alone.
     """
-    import phases  # noqa: PLC0415 - asked for before each step, and not at the start
-    from gates.dry import find_violations  # noqa: PLC0415 - see above
+    found = python_files(str(home))
+    if plan is None:
+        return found
+    beside = os.fspath(plan.runbook.parent)
+    with os.scandir(beside or ".") as entries:
+        found += [entry.path for entry in entries if entry.name.endswith(".py")]
+    modules = {step.function.partition(":")[0] for step in plan.steps}
+    for package in {module.partition(".")[0] for module in modules}:
+        own = os.path.join(beside, package)  # noqa: PTH118 - asked before each step
+        found += python_files(own)
+        top = find_module(package, plan.runbook.parent)
+        if top is None or os.path.dirname(top) not in {str(home), own}:  # noqa: PTH120 - as above
+            # Not of a package that is taken whole.
+            within = {module for module in modules if module.partition(".")[0] == package}
+            files = [find_module(module, plan.runbook.parent) for module in within]
+            found += [os.fspath(file) for file in files if file]
+    return found
 
-    home = Path(phases.__path__[0])
-    beside = plan.runbook.parent
-    packages = {step.function.partition(":")[0].partition(".")[0] for step in plan.steps}
-    own = [*beside.glob("*.py"), *(p for name in packages for p in beside.glob(f"{name}/**/*.py"))]
-    return [str(finding) for finding in find_violations([*home.glob("*.py"), *own], home)]
+
+def python_files(folder: str) -> list[str]:
+    """Every ``*.py`` under a folder, links followed as an import would, each folder once."""
+    found: list[str] = []
+    entered: set[tuple[int, int]] = set()
+    folders = [folder]
+    while folders:
+        place = folders.pop()
+        try:
+            status = os.stat(place)  # noqa: PTH116 - asked before each step
+            if (status.st_dev, status.st_ino) in entered:
+                continue
+            entered.add((status.st_dev, status.st_ino))
+            with os.scandir(place) as entries:
+                for entry in entries:
+                    if entry.name.endswith(".py"):
+                        found.append(entry.path)
+                    elif entry.name.isidentifier() and entry.name != "__pycache__":
+                        folders += [entry.path] if entry.is_dir() else []
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return found

@@ -6,6 +6,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -174,7 +175,9 @@ def _execute(
             takeover=_takeover(takeover, plan),
             acceptance=acceptance,
         )
-    show(place, as_json=as_json)
+    with suppress(OSError):
+        # Nobody may be there to read it; a relauncher goes by the exit code.
+        show(place, as_json=as_json)
     raise typer.Exit(code)
 
 
@@ -258,7 +261,8 @@ def launch(
 def _spawn(command: list[str], log: Path) -> tuple[int, int]:
     """Start a process of its own session, with no terminal, that prints into the log.
 
-    Its number, and how long the log is before it prints.
+    Returns:
+        Its number, and how long the log is before it prints.
 
     Raises:
         ConfigError: the log is no file that can be written.

@@ -234,6 +234,9 @@ def _gate_lines(step: "PlannedStep") -> list[str]:
     if step.gate.extend is not None:
         more = ", ".join(f"{name}: {value}" for name, value in step.gate.extend.items())
         lines.append(f"if underpowered, a second look with {more}")
+    if step.gate.smoke is not None and step.adjustments:
+        few = ", ".join(f"{name}: {value}" for name, value in step.gate.smoke.items())
+        lines.append(f"before a changed rerun, a smoke with {few}")
     return lines
 
 

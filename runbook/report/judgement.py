@@ -11,7 +11,7 @@ from runbook import events as ev
 from runbook.artifacts import canonical_json
 from runbook.codec import decode, encode
 from runbook.contract import Json, Metric
-from runbook.report import criteria, evaluation, facts, filters
+from runbook.report import confounds, criteria, detectors, evaluation, facts, filters, forecast
 from runbook.report import figures as f
 from runbook.report.safe_text import columns, one_line
 
@@ -47,6 +47,8 @@ def judgement_text(document: Mapping[str, Json]) -> str:
     lines += _section("Reasons", [f"  {one_line(reason)}" for reason in document["reasons"]])
     lines += _comparison(f.mapping(document["details"]))
     lines += _filters(f.mapping(document["details"]))
+    lines += _detectors(f.mapping(document["details"]))
+    lines += _forecast(f.mapping(document["details"]))
     summary = f.mapping(document["summary"])
     if f.mapping(document["details"]).get("comparison"):
         summary = evaluation.not_in_tables(summary)
@@ -77,7 +79,16 @@ def _comparison(details: Mapping[str, Json]) -> list[str]:
     if parts:
         rows = columns([evaluation.SPLIT_HEADER, *parts])
         lines += _section("Format and content, each on its own", rows)
-    return [*lines, *textwrap.wrap(evaluation.LEGEND, 98), ""]
+    lines += [*textwrap.wrap(evaluation.LEGEND, 98), ""]
+    return lines + _confounds(details)
+
+
+def _confounds(details: Mapping[str, Json]) -> list[str]:
+    found = confounds.tables(details)
+    lines: list[str] = []
+    for table in found:
+        lines += _section(table.title, columns([table.header, *table.rows]))
+    return [*lines, *textwrap.wrap(confounds.LEGEND, 98), ""] if found else []
 
 
 def _filters(details: Mapping[str, Json]) -> list[str]:
@@ -90,6 +101,24 @@ def _filters(details: Mapping[str, Json]) -> list[str]:
         title = "On rows that a model wrote, labelled by hand"
         lines += _section(title, columns([filters.GENERATED_HEADER, *written]))
     return [*lines, *textwrap.wrap(filters.LEGEND, 98), ""]
+
+
+def _detectors(details: Mapping[str, Json]) -> list[str]:
+    found = details.get("detectors")
+    if not isinstance(found, list):
+        error = details.get("detectors_error")
+        return _section("No detectors", [f"  {one_line(str(error))}"] if error else [])
+    lines = _section("Detectors", columns([detectors.HEADER, *detectors.table(found)]))
+    return [*lines, *textwrap.wrap(detectors.LEGEND, 98), ""]
+
+
+def _forecast(details: Mapping[str, Json]) -> list[str]:
+    found = forecast.table(details)
+    if found is None:
+        return []
+    title = textwrap.wrap(found.title, 98)
+    lines = [*title[:-1], *_section(title[-1], columns([found.header, *found.rows]))]
+    return [*lines, *textwrap.wrap(forecast.LEGEND, 98), ""]
 
 
 def _facts(summary: Mapping[str, Json], known: Mapping[str, Json]) -> list[str]:

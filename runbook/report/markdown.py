@@ -9,7 +9,7 @@ from pathlib import Path
 
 from runbook.contract import Json
 from runbook.report import figures as f
-from runbook.report import filters, outcome
+from runbook.report import filters, held_out, outcome
 from runbook.report.safe_text import Code, block, code, json_line, prose, table
 from runbook.report.session import SessionView, StepView
 from runbook.report.step_section import evaluation_section, section
@@ -33,10 +33,11 @@ def render_report(view: SessionView, root: Path = Path()) -> str:
         *_filters(view),
         *_table(view),
         *(line for step in view.evaluations for line in evaluation_section(step)),
+        *(line for one in held_out.told(view.scorings) for line in (f"{prose(one)}.", "")),
         *_faults(view),
         "## Step by step",
         "",
-        *(line for step in view.steps for line in section(step)),
+        *(line for step in view.steps for line in section(step, view.limits.usd_per_hour)),
         *_samples(view),
         *_environment(view),
         *_places(view),

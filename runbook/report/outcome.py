@@ -22,6 +22,7 @@ _CAUSES = {
     "closing": "a gate failed, and its retries are used up",
     "instrument": "a reading cannot be believed, and its review decided to stop",
     "underpowered": "the sample is too small to decide, and its review decided to stop",
+    "smoke": "a smoke did not show the change to help, and its review decided to stop",
     "sentinel": "a sentinel tripped",
     "error": "an error",
     "budget": "the budget is spent",
@@ -37,7 +38,7 @@ _CAUSES = {
 _TOO_LITTLE = "the budget's rest does not last for the next batch"
 HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
-_FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "sentinel"})
+_FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "smoke", "sentinel"})
 """Stops after which the same command only stops again."""
 _CURABLE = frozenset(
     {
@@ -176,6 +177,8 @@ def word(step: StepView) -> str:
             return "pass (thin)" if last.thin else "pass"
         case Status.PASSED:
             return "done"
+        case Status.JUDGED if last and last.smoke:
+            return "smoke judged"
         case Status.JUDGED if last:
             return "sentinel tripped" if last.sentinel else last.verdict
         case Status.FAILED:
@@ -344,6 +347,8 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
         review = step.reviews[-1]
         yield NextStep("Read the evidence:", _review("show", review, root))
         told = "If you know better, override it on record; the session then ends with exit 6:"
+        if step.last and step.last.smoke:
+            told = "If you know better, have the change run in full, on record:"
         yield NextStep(told, _review("decide", review, root, "override"))
         yield NextStep("After an override the same command goes on:", view.command(root))
     show = ["runbook", "plan", view.runbook, "--workspace", str(root), *view.options()]

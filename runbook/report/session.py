@@ -9,6 +9,7 @@ from runbook import events as ev
 from runbook.budget import Limits, Spent
 from runbook.contract import Artifact, Json, Metric
 from runbook.report.figures import mapping
+from runbook.report.held_out import Scorings
 from runbook.state import ALLOWED, Status
 
 
@@ -44,6 +45,8 @@ class AttemptView:
     changes: tuple[Change, ...]
     extension: Mapping[str, Json]
     """Parameters of the second look; empty where there was none."""
+    smoke: bool
+    """Whether it was a few rows alone, made to see whether a change helps."""
     finished: bool
     """Whether a run of it came to its end."""
     verdict: str
@@ -199,6 +202,8 @@ class SessionView:
     samples: tuple[Mapping[str, Json], ...] = ()
     """Of the step that finished last with any."""
     samples_of: str = ""
+    scorings: tuple[Scorings, ...] = ()
+    """How often each held-out set was scored."""
 
     @property
     def tokens(self) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from runbook.budget import Limits, Spent, dollars, review_left, seconds_left
+from runbook.budget import Limits, Spent, dollars, review_left, seconds_by_limit, seconds_left
 from runbook.contract import Json
 from runbook.estimate import (
     Estimate,
@@ -92,13 +92,7 @@ def _batches_told(step: StepView, progress: Mapping[str, Json]) -> tuple[int, in
 
 def reached(spent: Spent, limits: Limits) -> list[str]:
     """The limits that left the least time, as keys of ``budget:``; none where nothing limits it."""
-    left = {}
-    if limits.wall_clock_s is not None:
-        left["wall_clock"] = limits.wall_clock_s - spent.seconds
-    if limits.gpu_hours is not None and limits.gpus:
-        left["gpu_hours"] = limits.gpu_hours / limits.gpus * _HOUR - spent.seconds
-    if limits.usd is not None and limits.usd_per_hour:
-        left["usd"] = (limits.usd - spent.usd(limits)) / limits.usd_per_hour * _HOUR
+    left = seconds_by_limit(limits, spent)
     least = min(left.values(), default=0.0)
     return [name for name, seconds in left.items() if seconds < least + _SECOND]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runbook.control import BEAT_EVERY_S, Heartbeat
 from runbook.report import figures as f
-from runbook.report import outcome
+from runbook.report import held_out, outcome
 from runbook.report.safe_text import columns, one_line
 from runbook.report.session import SessionView, StepView
 from runbook.state import Status
@@ -76,6 +76,7 @@ def render_status(
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
     lines += [*_losses(view), *_batches(view), *_signs(sight)]
+    lines += [f"  {one_line(told)}" for told in held_out.told(view.scorings)]
     lines += [f"  {one_line(sight.who)}"] if sight.who else []
     lines += _cost(view)
     lines += [f"  {one_line(told)}" for told in projected]

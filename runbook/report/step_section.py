@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from runbook import events as ev
-from runbook.report import criteria, evaluation, facts
+from runbook.report import confounds, criteria, evaluation, facts, forecast
 from runbook.report import figures as f
 from runbook.report.outcome import losses, word
 from runbook.report.safe_text import Code, block, code, json_line, prose, table
@@ -11,8 +11,8 @@ from runbook.report.session import AttemptView, ReviewView, StepView
 from runbook.state import Status
 
 
-def section(step: StepView) -> list[str]:
-    """The lines of a step's section."""
+def section(step: StepView, usd_per_hour: float = 0.0) -> list[str]:
+    """The lines of a step's section; ``usd_per_hour`` is the machine's price, 0 if not declared."""
     lines = [f"### {prose(step.phase)}: {prose(step.name)}, {prose(word(step))}", ""]
     if step.status is Status.SKIPPED:
         return [*lines, f"Skipped: {prose(step.skipped)}.", ""]
@@ -22,6 +22,7 @@ def section(step: StepView) -> list[str]:
         *lines,
         *_unfinished(step.last),
         *_gate(step, step.last),
+        *_forecast(step, step.last, usd_per_hour),
         *_items("What happened:", _history(step)),
         *_errors(step),
         *_yields(step),
@@ -51,6 +52,14 @@ def _gate(step: StepView, attempt: AttemptView) -> list[str]:
     return [*lines, *table(header, [(Code(row[0]), *row[1:]) for row in rows])]
 
 
+def _forecast(step: StepView, attempt: AttemptView, usd_per_hour: float) -> list[str]:
+    pace = forecast.Pace(step.seconds, step.tokens, usd_per_hour)
+    found = forecast.table(attempt.details, pace)
+    if found is None:
+        return []
+    return [f"{found.title}:", "", *table(found.header, found.rows), forecast.LEGEND, ""]
+
+
 def _history(step: StepView) -> Iterator[str]:
     """What happened to the step, attempt by attempt; nothing where it simply passed."""
     if lost := losses(step):
@@ -63,7 +72,9 @@ def _history(step: StepView) -> Iterator[str]:
                 given
             )
         shown = attempt is step.last and attempt.criteria
-        if attempt.verdict not in ("", "pass") and not shown:
+        if attempt.smoke and attempt.verdict:
+            yield _smoke(step, attempt)
+        elif attempt.verdict not in ("", "pass") and not shown:
             why = prose("; ".join(attempt.reasons) or "no reason was given")
             yield f"Attempt {attempt.number}: **{prose(attempt.verdict)}**. {why}"
         for adjusted in step.adjustments:
@@ -74,18 +85,41 @@ def _history(step: StepView) -> Iterator[str]:
                 yield from _review(review)
 
 
+def _smoke(step: StepView, attempt: AttemptView) -> str:
+    """Its verdict is not told: none can rest on so few rows."""
+    answered = {
+        (c.metric, c.kind)
+        for a in step.attempts
+        if not a.smoke
+        for c in a.criteria
+        if c.verdict == "fail"
+    }
+    read = [
+        f"{code(c.metric)} {f.number(c.value)}"
+        for c in attempt.criteria
+        if (c.metric, c.kind) in answered and c.kind != "census"
+    ]
+    helped = any(a.attempt == attempt.number and not a.changes for a in step.adjustments)
+    found = "the change helps" if helped else "not shown that the change helps"
+    return f"Attempt {attempt.number}: {found} ({', '.join(read) or 'nothing was read'})."
+
+
 def _changes(attempt: AttemptView) -> Iterator[str]:
     if attempt.changes:
         told = [
             f"{code(c.name)} {prose(json_line(c.after))} (before: {prose(json_line(c.before))})"
             for c in attempt.changes
         ]
-        yield f"Attempt {attempt.number} ran with {', '.join(told)}."
+        smoke = ", a smoke of a few rows," if attempt.smoke else ""
+        yield f"Attempt {attempt.number}{smoke} ran with {', '.join(told)}."
 
 
 def _adjusted(adjusted: ev.Adjusted) -> str:
     given = ", ".join(f"{code(n)} = {prose(json_line(v))}" for n, v in adjusted.changes.items())
-    return f"Adjusted after attempt {adjusted.attempt}: {given}. Why: {prose(adjusted.why)}"
+    if not given:
+        return f"Then in full. Why: {prose(adjusted.why)}"
+    first = " First on a few rows alone." if adjusted.smoke else ""
+    return f"Adjusted after attempt {adjusted.attempt}: {given}. Why: {prose(adjusted.why)}.{first}"
 
 
 def _review(review: ReviewView) -> Iterator[str]:
@@ -154,4 +188,8 @@ def evaluation_section(step: StepView) -> list[str]:
     if parts:
         lines += ["The right format and the right content, each on its own:", ""]
         lines += table(evaluation.SPLIT_HEADER, parts)
-    return [*lines, evaluation.LEGEND, ""]
+    lines += [evaluation.LEGEND, ""]
+    read = confounds.tables(step.last.details)
+    for found in read:
+        lines += [f"{found.title}:", "", *table(found.header, found.rows)]
+    return [*lines, confounds.LEGEND, ""] if read else lines

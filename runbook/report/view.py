@@ -23,6 +23,7 @@ from runbook.machine import replay
 from runbook.params import all_params
 from runbook.report.criteria import criterion_view
 from runbook.report.figures import mapping
+from runbook.report.held_out import count_scorings
 from runbook.report.session import (
     AcceptanceView,
     AttemptView,
@@ -32,7 +33,7 @@ from runbook.report.session import (
     SessionView,
     StepView,
 )
-from runbook.state import Status
+from runbook.state import SMOKE, Status
 
 __all__ = ["SessionView", "build_view"]
 
@@ -81,6 +82,7 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         steps=_steps(plan, known),
         samples=sampled[-1].samples if sampled else (),
         samples_of=sampled[-1].step if sampled else "",
+        scorings=count_scorings(known),
     )
 
 
@@ -275,12 +277,14 @@ def _attempts(mine: list[ev.Event]) -> tuple[AttemptView, ...]:
     found: list[AttemptView] = []
     for number in dict.fromkeys(s.attempt for s in _all(mine, ev.StepStarted)):
         facts = [f for f in mine if getattr(f, "attempt", None) == number]
-        found.append(_attempt(number, facts, found[-1].params if found else None))
+        full = next((a.params for a in reversed(found) if not a.smoke), None)
+        found.append(_attempt(number, facts, full))
     return tuple(found)
 
 
 def _attempt(number: int, facts: list[ev.Event], before: Mapping[str, Json] | None) -> AttemptView:
-    params = _all(facts, ev.StepStarted)[0].params
+    started = _all(facts, ev.StepStarted)[0]
+    params = started.params
     finished = _all(facts, ev.StepFinished)
     judged = _all(facts, ev.GateJudged)
     extended = _all(facts, ev.SampleExtended)
@@ -292,6 +296,7 @@ def _attempt(number: int, facts: list[ev.Event], before: Mapping[str, Json] | No
         params=params,
         changes=_changes(before, params) if before is not None else (),
         extension=extended[-1].params if extended else {},
+        smoke=started.look == SMOKE,
         finished=bool(finished),
         verdict=verdict.verdict if verdict else "",
         sentinel=bool(verdict and verdict.sentinel),

@@ -127,8 +127,8 @@ MUTANTS = (
     Mutant(
         "the reserve is spent on the way",
         "runbook/budget.py",
-        "    return min(left) - (0.0 if terminal else limits.reserve_s)\n",
-        "    return min(left)\n",
+        "    return least - (0.0 if terminal else limits.reserve_s)\n",
+        "    return least\n",
         (_BUDGET + "the_terminal_reserve_is_for_terminal_steps_alone",),
     ),
     Mutant(
@@ -148,7 +148,7 @@ MUTANTS = (
     Mutant(
         "HEAD's line may be another",
         "runbook/journal.py",
-        "        if self._lines[seq] != sha256:\n",
+        "        if seq < len(self._lines) - len(lines) or self._lines[seq] != sha256:\n",
         "        if False:\n",
         (_JOURNAL + "another_line_in_place_of_heads_is_refused",),
     ),
