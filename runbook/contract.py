@@ -146,6 +146,9 @@ class PhaseResult:
     """At most ten rows drawn at random, for the report."""
     judged_file: str = "gate.json"
     """Name, in the output folder, of the file in which the executor lays down the judgement."""
+    question: str = ""
+    """What the step cannot settle itself, of method or of statistics. Where its gate passes, a
+    review answers it before the session goes on; elsewhere it stands in the gate's own review."""
 
 
 @dataclass(frozen=True)
@@ -238,23 +241,63 @@ class Attempt:
     reasons: tuple[str, ...]
     params: Mapping[str, Json]
     """As it ran with them."""
+    changes: Mapping[str, Json] = field(default_factory=dict)
+    """What of them differs from the plan: dotted parameter -> value."""
+    criteria: tuple[Mapping[str, Json], ...] = ()
+    """The ``CriterionResult`` of each criterion, as JSON."""
+    metrics: tuple[Metric, ...] = ()
+
+
+@dataclass(frozen=True)
+class EarlierReview:
+    """An earlier decision of this session, and what came of it."""
+
+    review_id: str
+    step: str
+    attempt: int
+    asked: str
+    """Why it was asked: a reason of ``ReviewRequest.reason``."""
+    action: str
+    changes: Mapping[str, Json]
+    reason: str
+    """As its author gave it."""
+    author: str
+    outcome: str
+    """better, worse, passed, unchanged, or pending where nothing was judged since."""
+    effect: tuple[str, ...] = ()
+    """What its attempt changed, a criterion a line: ``runaway_rate 0.209 -> 0.538 (< 0.05)``."""
 
 
 class Account(Protocol):
     """What a review's requests are paid from. Faked by ``runbook.testing.LocalAccount``."""
 
-    def reserve(self, key: str) -> str:
+    def reserve(self, key: str, usd: float | None = None) -> str:
         """Make one request's intent and worst-case cost durable, before it leaves.
 
         Args:
             key: sha256 of run, gate, attempt, rendered prompt and model.
+            usd: what it may cost at worst; None: what the runbook declares.
 
         Returns:
             Why it must not be sent; empty where it may.
         """
 
-    def settle(self, key: str) -> None:
-        """The end of the request is known; one never settled counts as spent."""
+    def settle(
+        self,
+        key: str,
+        usd: float | None = None,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
+        """The end of the request is known; one never settled counts as spent.
+
+        Args:
+            key: as reserved.
+            usd: what it did cost; None: all that was reserved.
+            input_tokens: as the provider counted them.
+            output_tokens: likewise.
+        """
 
 
 @dataclass(frozen=True)
@@ -267,9 +310,9 @@ class ReviewRequest:
     step: str
     attempt: int
     reason: str
-    """sentinel, gate failed, closing, instrument, underpowered or smoke."""
+    """sentinel, gate failed, closing, instrument, underpowered, smoke or question."""
     allowed: tuple[str, ...]
-    """Of retry, stop, override; only a person may override."""
+    """Of retry, extend, recalibrate, proceed, stop, needs_human and override, a person's alone."""
     run_id: str
     workspace: Path
     path: str
@@ -292,6 +335,19 @@ class ReviewRequest:
     """Asked before each request that may cost money."""
     stop: Callable[[], str] = field(default=str, compare=False)
     """Why the session is to end now, or ''. A reviewer that takes long asks it and gives up."""
+    question: str = ""
+    """The step's own, see ``PhaseResult.question``."""
+    earlier: tuple[EarlierReview, ...] = ()
+    """Of the whole session, the newest last."""
+    certificates: tuple[Mapping[str, Json], ...] = ()
+    """What vouches for the instruments that were read: ``name``, ``state``, ``sensitivity``,
+    ``specificity``, ``auc`` and their bounds, where there are any."""
+    log_tail: str = ""
+    """The end of the step's log."""
+    budget: Mapping[str, Json] = field(default_factory=dict)
+    """Limit, as in ``budget:`` -> ``{"limit": x, "spent": y, "left": z}``."""
+    costs: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+    """Action -> what it would cost: ``{"what": text, "seconds": s, "usd": x}``; null: not known."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +360,12 @@ class Decision:
     person: bool
     """Whether a human decided; a model's override is never accepted."""
     changes: Mapping[str, Json] = field(default_factory=dict)
+    concerns: tuple[str, ...] = ()
+    """What speaks against it, or could not be seen."""
+    action_items: tuple[str, ...] = ()
+    """What a person should do."""
+    confidence: float | None = None
+    """From 0 to 1, as the author gave it."""
 
 
 Reviewer = Callable[[ReviewRequest], Decision | None]

@@ -135,6 +135,8 @@ class RequestSettled(Event):
     key: str
     number: int
     usd: float
+    input_tokens: int = 0
+    output_tokens: int = 0
 
 
 @_fact
@@ -194,6 +196,8 @@ class StepFinished(Event):
     markers: Mapping[str, str] | None = None
     """Folder, of the output and of each artifact that is one -> SHA-256 of its ``COMPLETE.json``;
     one without such a file is not in it. None: not recorded."""
+    question: str = ""
+    """``PhaseResult.question``."""
 
 
 @_fact
@@ -283,6 +287,8 @@ class ReviewRequested(Event):
     attempt: int
     reason: str
     path: str
+    allowed: tuple[str, ...] = ()
+    """What may be answered; empty in an older journal: what its reason allows."""
 
 
 @_fact
@@ -295,6 +301,9 @@ class ReviewDecided(Event):
     author: str
     person: bool
     """Whether a human decided; nothing else may override."""
+    concerns: tuple[str, ...] = ()
+    action_items: tuple[str, ...] = ()
+    confidence: float | None = None
 
 
 @_fact

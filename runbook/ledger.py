@@ -103,25 +103,37 @@ class Ledger:
     def account(self, review_id: str) -> "ReviewAccount":
         return ReviewAccount(self, review_id)
 
-    def reserve(self, review_id: str, key: str) -> str:
+    def reserve(self, review_id: str, key: str, usd: float | None = None) -> str:
         """See ``runbook.contract.Account``."""
+        usd = self._request_usd if usd is None else usd
         sent, settled = self._requests(key)
         unknown = sent - settled
         if unknown > self._unknown_requests:
             times = "once" if unknown == 1 else f"{unknown} times"
             return f"it was asked {times} and no end of that is known; decide yourself"
         left = budget.review_left(self.limits, self._spent())
-        if self._request_usd > left:
-            what = f"one request may cost ${self._request_usd:.2f}"
-            return f"{what}, and ${max(0.0, left):.2f} may still be spent; decide yourself"
-        self._append(ev.RequestSent(review_id, key, sent + 1, self._request_usd))
+        if not 0.0 <= usd <= left:
+            what = f"one request may cost {budget.dollars(usd)}"
+            may = f"{budget.dollars(max(0.0, left))} may still be spent"
+            return f"{what}, and {may}; decide yourself"
+        self._append(ev.RequestSent(review_id, key, sent + 1, usd))
         self._requested = self._spent()
         return ""
 
-    def settle_request(self, review_id: str, key: str) -> None:
-        sent, _ = self._requests(key)
-        self._append(ev.RequestSettled(review_id, key, sent, self._request_usd))
+    def settle_request(
+        self, review_id: str, key: str, usd: float | None, *, input_tokens: int, output_tokens: int
+    ) -> None:
+        """See ``runbook.contract.Account``."""
+        sent, reserved = self._last_sent(key)
+        cost = reserved if usd is None else usd
+        tokens = max(0, input_tokens), max(0, output_tokens)
+        self._append(ev.RequestSettled(review_id, key, sent, cost, *tokens))
         self._requested = self._spent()
+
+    def _last_sent(self, key: str) -> tuple[int, float]:
+        """Number and reserved cost of the newest request under this key."""
+        sent = [f for f in self._facts() if isinstance(f, ev.RequestSent) and f.key == key]
+        return (sent[-1].number, sent[-1].usd) if sent else (0, 0.0)
 
     def _left(self, used_s: float, *, terminal: bool) -> float:
         return budget.seconds_left(self.limits, self._used(used_s), terminal=terminal)
@@ -147,8 +159,17 @@ class ReviewAccount:
         self._ledger = ledger
         self._review_id = review_id
 
-    def reserve(self, key: str) -> str:
-        return self._ledger.reserve(self._review_id, key)
+    def reserve(self, key: str, usd: float | None = None) -> str:
+        return self._ledger.reserve(self._review_id, key, usd)
 
-    def settle(self, key: str) -> None:
-        self._ledger.settle_request(self._review_id, key)
+    def settle(
+        self,
+        key: str,
+        usd: float | None = None,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
+        self._ledger.settle_request(
+            self._review_id, key, usd, input_tokens=input_tokens, output_tokens=output_tokens
+        )

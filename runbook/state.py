@@ -151,13 +151,17 @@ class Finish:
 Action = RunStep | JudgeGate | PassStep | SkipStep | Extend | Adjust | AskReview | Stop | Finish
 
 ALLOWED: Mapping[str, tuple[str, ...]] = {
-    "gate failed": ("retry", "stop", "override"),
-    "closing": ("override",),
-    "sentinel": ("stop", "override"),
-    "instrument": ("stop", "override"),
-    "underpowered": ("stop", "override"),
-    "smoke": ("retry", "stop", "override"),
+    "gate failed": ("retry", "extend", "stop", "needs_human", "override"),
+    "closing": ("stop", "needs_human", "override"),
+    "sentinel": ("stop", "needs_human", "override"),
+    "instrument": ("recalibrate", "stop", "needs_human", "override"),
+    "underpowered": ("stop", "needs_human", "override"),
+    "smoke": ("retry", "stop", "needs_human", "override"),
+    "question": ("proceed", "stop", "needs_human"),
 }
-"""Why a review is asked -> what it may answer. At a smoke, override has the change run in full."""
+"""Why a review is asked -> what it may answer at most; ``extend`` and ``recalibrate`` stand in a
+review's own list only where there is something to do. At a smoke, override has the change run in
+full; ``needs_human`` leaves the rest of the list to a person.
+"""
 ADVISORY = frozenset({"sentinel", "closing"})
 """Reviews that nobody waits for: the session is stopped for its own reason."""

@@ -133,20 +133,34 @@ class LocalChannel:
 
 
 class LocalAccount:
-    """An account without a limit; it keeps the keys that were reserved and settled."""
+    """An account without a limit; it keeps what was reserved and settled, keys and dollars."""
 
     def __init__(self, refusal: str = "") -> None:
         self.reserved: list[str] = []
         self.settled: list[str] = []
+        self.reserved_usd: list[float | None] = []
+        self.settled_usd: list[float | None] = []
+        self.tokens: list[tuple[int, int]] = []
+        """Input and output of each settled request."""
         self._refusal = refusal
 
-    def reserve(self, key: str) -> str:
+    def reserve(self, key: str, usd: float | None = None) -> str:
         if not self._refusal:
             self.reserved.append(key)
+            self.reserved_usd.append(usd)
         return self._refusal
 
-    def settle(self, key: str) -> None:
+    def settle(
+        self,
+        key: str,
+        usd: float | None = None,
+        *,
+        input_tokens: int = 0,
+        output_tokens: int = 0,
+    ) -> None:
         self.settled.append(key)
+        self.settled_usd.append(usd)
+        self.tokens.append((input_tokens, output_tokens))
 
 
 def make_review_request(workspace: Path, **fields: Json) -> ReviewRequest:
