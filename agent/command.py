@@ -71,9 +71,7 @@ class _Review:
             told = f"{cause}\n".encode("utf-8", "backslashreplace")
             write_bytes(self.folder / "error.txt", self.redact(told))
             return None
-        changes = {n: int(x) if x.is_integer() else x for n, x in answer.changes.items()}
-        author = f"command {Path(self.command[0]).name}"
-        return Decision(answer.action, answer.reason, author, person=False, changes=changes)
+        return answer.decision(f"command {Path(self.command[0]).name}")
 
     def _accepted(self) -> Answer | None:
         known = _read(self.folder / "decision.json")
@@ -117,7 +115,7 @@ class _Review:
         if ended.cause:
             raise UnusableError(ended.cause)
         answer = read_answer(ended.stdout, self.request)
-        document = {"key": self.key, "answer": answer.model_dump()}
+        document = {"key": self.key, "answer": answer.model_dump(exclude_unset=True)}
         write_json(self.folder / "decision.json", document)
         return answer
 

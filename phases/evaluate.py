@@ -6,6 +6,8 @@ read in other ways, and the controls.
 """
 
 import json
+import random
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -47,6 +49,8 @@ METRICS: Final = (
     "confounded",
 )
 """From ``mcnemar_p`` on, the gate derives them."""
+_SHOWN: Final = 10
+"""Rows of each kind that a reviewer is shown."""
 
 
 class EvaluateParams(BaseModel):
@@ -88,7 +92,7 @@ def run(request: PhaseRequest) -> PhaseResult:
     files = {"outcomes": tuned, "pairs": pairs, "variants": variants, "controls": rows_of_controls}
     for name, rows in files.items():
         write_jsonl(request.workspace / paths[name], rows)
-    right = sum(r["success"] for r in tuned)
+    right, raw = sum(r["success"] for r in tuned), _raw_rows(base, tuned)
     evidence = paths["pairs"]
     return PhaseResult(
         metrics=(
@@ -117,9 +121,41 @@ def run(request: PhaseRequest) -> PhaseResult:
         ),
         tokens=sum(int(r["tokens"]) for r in (*tuned, *same, *other, *damaged)),
         summary={"base": by_kind(base), "tuned": by_kind(tuned)},
-        flagged=tuple(r for r in pairs if r["base"] and not r["tuned"])[:10],
+        flagged=_disagreeing(raw),
+        samples=_agreeing(raw, request.seed),
         judged_file="evaluation.json",
     )
+
+
+def _disagreeing(rows: Sequence[Row]) -> tuple[Row, ...]:
+    """Ten items that one side alone got right, lost and gained ones: a scorer may err on either."""
+    lost = [r for r in rows if r["base"] and not r["tuned"]]
+    gained = [r for r in rows if r["tuned"] and not r["base"]]
+    half = _SHOWN // 2
+    return (*lost[:half], *gained[:half], *lost[half:], *gained[half:])[:_SHOWN]
+
+
+def _agreeing(rows: Sequence[Row], seed: int) -> tuple[Row, ...]:
+    """Ten of the items that both sides got right, or neither, drawn at random."""
+    same = [r for r in rows if r["base"] == r["tuned"]]
+    return tuple(random.Random(seed).sample(same, min(_SHOWN, len(same))))  # noqa: S311 - no secret
+
+
+def _raw_rows(base: Sequence[Row], tuned: Sequence[Row]) -> list[Row]:
+    """Both sides of each item as the model wrote them, with what the scorer held against them."""
+    return [
+        {
+            "id": b["id"],
+            "kind": b["kind"],
+            "instruction": b["instruction"],
+            **{
+                f"{side}{what}": row[field]
+                for side, row in (("base", b), ("tuned", t))
+                for what, field in (("", "success"), ("_raw", "raw"), ("_failures", "failures"))
+            },
+        }
+        for b, t in zip(base, tuned, strict=True)
+    ]
 
 
 def _count(name: str, count: int, n: int, evidence: str) -> Metric:

@@ -39,7 +39,7 @@ LABELS: Final = "RUNBOOK_FAKE_LABELS"
 LEARNS: Final = "RUNBOOK_FAKE_LEARNS"
 
 FLAWS: Final = {"endless": 3, "new turn": 3, "repeating": 2}
-"""Per cent of the answers that never end and so meet the token limit, that run into a turn of
+"""Per cent of the answers that never end and so meet the token limit, that run on into a turn of
 their own instead of the delimiter, and that say one thing over and over."""
 LEARNT: Final = 60
 """Per cent of the items under RUNBOOK_FAKE_LEARNS that it answers with their reference."""
@@ -235,13 +235,17 @@ def _respond(instruction: str, limit: int, draws: _Draws, *, shown: bool) -> str
     turn = f" {answer}\n{_TURN}{_instruction(draws)}{_ASKS}"
     match _flaw(draws) if shown else "new turn":
         case "endless":
-            return "".join(f" {draws.pick(_THINGS)}" for _ in range(limit + 1))
+            return _ramble(limit, draws)
         case "new turn":
-            return turn
+            return turn + _ramble(limit, draws)
         case "repeating":
             return f"{' over and again' * 4}\n{DELIMITER}"
         case _:
             return f" {answer}\n{DELIMITER}"
+
+
+def _ramble(limit: int, draws: _Draws) -> str:
+    return "".join(f" {draws.pick(_THINGS)}" for _ in range(limit + 1))
 
 
 def _flaw(draws: _Draws) -> str:

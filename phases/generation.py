@@ -41,6 +41,9 @@ class GenerationParams(SamplingParams, DataParams):
     few_shot: str
     target_kept: int = Field(ge=1)
     max_rounds: int = Field(ge=1)
+    stop_sequences: int = Field(default=1, ge=0, le=1)
+    """1: a response ends at the first of ``clean.STOP_STRINGS``. 0: it runs on to its end or limit,
+    and is cut there by cleaning alone. A number, so that a reviewer may be let to change it."""
     instructions: ListSampling
 
     def check_files(self) -> None:
@@ -193,10 +196,11 @@ class Generator:
 
     def _respond(self, key: str, rows: list[Row], kept: int) -> None:
         sampling = self.params.sampling()
+        stop = clean.STOP_STRINGS if self.params.stop_sequences else ()
 
         def make(part: list[Row], seed: int) -> list[Row]:
             asked = [prompts.response_prompt(self.shots, row["instruction"]) for row in part]
-            made = self.engine.generate(asked, sampling, clean.STOP_STRINGS, seed)
+            made = self.engine.generate(asked, sampling, stop, seed)
             return [
                 {"raw": g.text, "tokens": g.tokens, "hit_limit": g.hit_limit, "seed": seed}
                 for g in made

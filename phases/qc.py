@@ -21,6 +21,19 @@ MAX_TORN: Final = 0.05
 """Of the raw generations may break off though they hit no limit: a model ends a text badly too."""
 
 
+SHOWN: Final = 10
+"""Rows of each kind that a reviewer is shown."""
+_SHARES: Final = {
+    "runaway": 4,
+    "hit_limit": 3,
+    "residue": 1,
+    "rejected_pair": 1,
+    "rejected_instruction": 1,
+    "empty_response": 0,
+}
+"""Of the flagged rows, by what was said of them."""
+
+
 def measure(
     rows: Sequence[Row], kept: Sequence[Row], evidence: str, dataset: str
 ) -> tuple[Metric, ...]:
@@ -178,21 +191,35 @@ def _histogram(values: Sequence[float]) -> dict[str, int]:
 
 
 def flagged(rows: Sequence[Row]) -> tuple[Row, ...]:
-    """Ten raw rows behind the worst readings: limit hits and runaways first, then the dropped."""
-    order = ("runaway", "residue", "empty_response", "rejected_pair", "rejected_instruction")
+    """Ten raw rows behind the worst readings, each as it was made and with what was said of it.
 
-    def rank(row: Row) -> tuple[int, int]:
-        fate = str(row["fate"])
-        return (0 if row.get("hit_limit") else 1, order.index(fate) if fate in order else 9)
+    Every reading has a share, or a detector that calls good rows bad could hide behind another's
+    finds. A share that is not used goes to the others; rows are taken evenly from all that the
+    reading holds.
+    """
+    taken: dict[int, Row] = {}
+    for share in (_SHARES, dict.fromkeys(_SHARES, SHOWN)):
+        for name, most in share.items():
+            found = [r for r in rows if _is_flagged(r, name) and id(r) not in taken]
+            room = min(most, SHOWN - len(taken))
+            taken |= {id(r): r for r in _evenly(found, room)}
+    fields = ("instruction", "raw", "response", "runaway", "hit_limit", "cut_by", "fate")
+    return tuple({f: r[f] for f in fields if f in r} for r in taken.values())
 
-    suspects = [r for r in rows if r.get("hit_limit") or r["fate"] in order]
-    fields = ("instruction", "raw", "response", "hit_limit", "fate")
-    return tuple({f: r[f] for f in fields if f in r} for r in sorted(suspects, key=rank)[:10])
+
+def _is_flagged(row: Row, name: str) -> bool:
+    return bool(row.get(name)) or row["fate"] == name
+
+
+def _evenly(rows: Sequence[Row], count: int) -> list[Row]:
+    """So many of them, from the first to near the last; all where there are no more."""
+    count = min(count, len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def sample(kept: Sequence[Row], seed: int) -> tuple[Row, ...]:
     """Ten kept rows drawn at random by the session's seed."""
-    drawn = random.Random(seed).sample(range(len(kept)), min(10, len(kept)))  # noqa: S311 - no secret
+    drawn = random.Random(seed).sample(range(len(kept)), min(SHOWN, len(kept)))  # noqa: S311 - no secret
     return tuple(
         {"instruction": kept[i]["instruction"], "response": kept[i]["response"]}
         for i in sorted(drawn)

@@ -71,7 +71,7 @@ def after_smoke(step: PlannedStep, tried: Sequence[Tried], smoke: ev.GateJudged)
         value, n = now.get("value"), now.get("n")
         if value is None or (n is not None and n < FEWEST):
             return None
-        was, is_now = _distance(criterion, before["value"]), _distance(criterion, value)
+        was, is_now = distance(criterion, before["value"]), distance(criterion, value)
         # What lies within its bound needs no more, unless it failed there, by its confidence.
         gained += was - (max(is_now, 0.0) if was > 0 else is_now)
         told.append(f"{criterion.metric} {before['value']:.3g} -> {value:.3g}")
@@ -138,12 +138,12 @@ def shortfall(step: PlannedStep, judged: ev.GateJudged) -> float:
 def _missing(criterion: Criterion, result: Mapping[str, Json]) -> float:
     """By its value; by its one-sided bound where that alone does not hold."""
     for reading in (result.get("value"), result.get("bound")):
-        if reading is not None and (beyond := _distance(criterion, reading)) > 0:
+        if reading is not None and (beyond := distance(criterion, reading)) > 0:
             return beyond
     return 0.0
 
 
-def _distance(criterion: Criterion, reading: float) -> float:
+def distance(criterion: Criterion, reading: float) -> float:
     """How far beyond its bound a reading lies, in shares of the bound; below 0: within."""
     return max(_beyond(criterion, reading), default=0.0)
 

@@ -27,7 +27,7 @@ from runbook.fingerprint import (
 )
 from runbook.machine import params_of, replay
 from runbook.plan import Plan, PlannedStep
-from runbook.state import State, Status, StepState
+from runbook.state import CERTIFICATE, State, Status, StepState
 
 _SESSION_WIDE = ("seed", "model", "engine")
 """Fields of a plan document that reach the bytes of every step."""
@@ -38,8 +38,6 @@ _FIXED = ("function", "output", "phase")
 _DONE = (Status.FINISHED, Status.JUDGED, Status.PASSED)
 _KEPT = (Status.PASSED, Status.SKIPPED)
 """What a fix in a later step's code must not throw away."""
-_CERTIFICATE = "certificate"
-"""The artifact by which a step vouches for the code of the instruments that later steps use."""
 _SHARD = re.compile(r"shard-(\d+)/")
 
 
@@ -315,7 +313,7 @@ def _stale(
     made = mine.finished.artifacts if mine.finished else ()
     readers = [s for s in plan.steps if step.name in s.inputs]
     needed = any(state.steps[reader.name].status not in _KEPT for reader in readers)
-    if not needed or not any(artifact.name == _CERTIFICATE for artifact in made):
+    if not needed or not any(artifact.name == CERTIFICATE for artifact in made):
         return ()
     module = step.function.partition(":")[0]
     return tuple(str(d) for d in own if _is_code(d) and ".".join(d.path[3:]) != module)

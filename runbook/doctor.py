@@ -28,7 +28,13 @@ from runbook.fingerprint import changed_fields, plan_document
 from runbook.journal import Entry, read_journal
 from runbook.owner import Owner
 from runbook.plan import Plan
-from runbook.prerequisites import check_folders, check_model, check_versions, wants_gpu
+from runbook.prerequisites import (
+    check_folders,
+    check_model,
+    check_notifications,
+    check_versions,
+    wants_gpu,
+)
 from runbook.problems import listing
 from runbook.sandbox import check_sandbox
 from runbook.schema import load_plan
@@ -79,6 +85,8 @@ def examine(
     plan, row = read_plan(path, overrides if spec else known.overrides, environ)
     yield row if plan is None else check_recorded(plan, row, known.recorded, workspace)
     yield check_keys(referenced(path) if path else set(), environ)
+    if plan is not None and plan.notifications:
+        yield check_notifications(plan, environ)
     if plan is not None:
         yield from check_files(plan, known.recorded)
     yield check_journal(known)

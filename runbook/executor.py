@@ -45,6 +45,7 @@ from runbook.gpus import Gpus
 from runbook.journal import Journal, batches, facts, read_entries, read_journal, seconds_before
 from runbook.ledger import Ledger
 from runbook.metering import Metering, owes_stop
+from runbook.notify import Notifier, notice_command
 from runbook.owner import Owner
 from runbook.plan import Plan, PlannedStep
 from runbook.prerequisites import check_plan
@@ -148,6 +149,7 @@ def run_session(
             code = session.run()
         finally:
             session.runner.close()
+            session.notifier.close()
         with suppress(RunbookError):
             # What a step left running would go on using the machine; not where another took over.
             journal.check_fence()
@@ -190,7 +192,8 @@ class _Session:
             unknown_requests=budget.get("unknown_requests", 1),
         )
         pulse = Pulse(workspace, seams.clock, Gpus() if plan.preflight.get("gpus") else None)
-        self.metering = Metering(plan, workspace, self.ledger, seams.clock)
+        notice = notice_command(plan, workspace, os.environ)
+        self.metering = Metering(plan, workspace, self.ledger, seams.clock, notice)
         self.supervisor = Supervisor(
             seams.clock, signal, pulse, self.ledger, self.metering, journal.check_fence
         )
@@ -203,6 +206,14 @@ class _Session:
             self.supervisor.watch,
             self.supervisor.pause,
             self.supervisor.hurried,
+        )
+        self.notifier = Notifier(
+            plan,
+            workspace,
+            lambda: journal.entries,
+            self.known,
+            warn=lambda why: seams.on_progress({"unnotified": why}),
+            hurried=self.supervisor.hurried,
         )
         self.consulted: set[str] = set()
 
@@ -217,12 +228,14 @@ class _Session:
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
         self.known.append(event)
         self.state = m.apply(self.plan, self.state, event)
+        self.notifier.note(self.state)
 
     def _tell(self, fields: Mapping[str, Json]) -> None:
         self.supervisor.tell(fields)
         self.seams.on_progress(fields)
 
     def run(self) -> int:
+        self.notifier.start(self.state)
         if self.state.done:
             return self._make_up(self.state.done.exit_code)
         begun = self.state.session
@@ -326,11 +339,11 @@ class _Session:
             case st.Adjust(step, changes, why, smoke):
                 attempt = self.state.steps[step].attempt
                 self.append(ev.Adjusted(step, attempt, changes, why, smoke))
-            case st.AskReview(step, attempt, reason):
+            case st.AskReview(step, attempt, reason, allowed):
                 name = review_name(self.known, step, attempt)
                 path = self.workspace.review(self._now(), f"{name.replace('-', '_')}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
-                self.append(ev.ReviewRequested(name, step, attempt, reason, where))
+                self.append(ev.ReviewRequested(name, step, attempt, reason, where, allowed))
             case st.Stop(reason, exit_code, detail):
                 return self._stop(reason, exit_code, detail)
             case st.Finish(exit_code):
@@ -375,6 +388,7 @@ class _Session:
 
         After a pause the meter watches on: a relaunch ends it, or nobody comes.
         """
+        self.notifier.end(self.state)
         if exit_code == PausedError.code:
             stopped = self.metering.leave(why)
         else:
@@ -393,7 +407,9 @@ class _Session:
         review = self.state.steps[waiting].review if waiting else None
         if waiting and review and review.review_id not in self.consulted:
             self.consulted.add(review.review_id)
+            self.projector.reviews()
             self._consult(waiting)
+            self.projector.reviews()
 
     def _consult(self, name: str) -> None:
         mine = self.state.steps[name]
@@ -411,6 +427,9 @@ class _Session:
             answer.reason,
             answer.author,
             answer.person,
+            answer.concerns,
+            answer.action_items,
+            answer.confidence,
         )
         refusal = m.refuse_decision(self.plan, self.state, decided)
         if refusal:

@@ -146,9 +146,10 @@ class Ledger:
         return budget.spent(self._facts())
 
     def _requests(self, key: str) -> tuple[int, int]:
+        """Sent and settled; one that a resumed review settles again counts once."""
         known = self._facts()
-        sent = [f for f in known if isinstance(f, ev.RequestSent) and f.key == key]
-        settled = [f for f in known if isinstance(f, ev.RequestSettled) and f.key == key]
+        sent = {f.number for f in known if isinstance(f, ev.RequestSent) and f.key == key}
+        settled = {f.number for f in known if isinstance(f, ev.RequestSettled) and f.key == key}
         return len(sent), len(settled)
 
 

@@ -18,6 +18,8 @@ from runbook.plan import Plan, PlannedStep
 from runbook.state import (
     ADVISORY,
     ALLOWED,
+    CERTIFICATE,
+    NEEDS_HUMAN,
     SMOKE,
     Action,
     Adjust,
@@ -99,7 +101,7 @@ def _decide_step(plan: Plan, state: State, step: PlannedStep, mine: StepState) -
     phase = next((p for p in plan.phases if p.name == step.phase), None)
     match mine.status:
         case Status.FINISHED:
-            return JudgeGate(step.name) if step.gate else PassStep(step.name)
+            return _decide_finished(plan, state, step, mine)
         case Status.JUDGED:
             return _decide_judged(plan, state, step, mine)
         case Status.FAILED if mine.failed:
@@ -114,51 +116,104 @@ def _decide_step(plan: Plan, state: State, step: PlannedStep, mine: StepState) -
             return RunStep(step.name, mine.attempt, mine.look, params)
 
 
+def _decide_finished(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
+    if step.gate:
+        return JudgeGate(step.name)
+    if not _asks(mine) or _may_proceed(mine):
+        return PassStep(step.name)
+    return _after_review(step, mine, mine.review) if mine.review else _question(state, step)
+
+
 def _decide_judged(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
     assert mine.judged is not None
     if mine.review:
-        return _after_review(step, mine, mine.review, mine.judged)
+        return _after_review(step, mine, mine.review)
     match mine.judged:
         case ev.GateJudged(sentinel=True):
-            return _ask(step, mine, "sentinel")
+            return _ask(state, step, "sentinel")
         case ev.GateJudged(look=look) as smoke if look == SMOKE:
             if is_unbelievable(smoke):
-                return _ask(step, mine, "instrument")
+                return _ask(state, step, "instrument")
             full = after_smoke(step, mine.tried, smoke)
-            return full or _adjustment(plan, state, step, mine) or _ask(step, mine, "smoke")
+            other = full or _adjustment(plan, state, step, mine)
+            return other or _ask(state, step, "smoke")
+        case ev.GateJudged(verdict="pass"):
+            return _question(state, step)
         case ev.GateJudged(verdict="fail"):
             return _decide_failure(plan, state, step, mine)
         case ev.GateJudged(verdict="underpowered"):
             if mine.look == 1 and step.gate and step.gate.extend is not None:
                 return Extend(step.name, step.gate.extend)
-            return _ask(step, mine, "underpowered")
+            return _ask(state, step, "underpowered")
         case _:
-            return _ask(step, mine, "instrument")
+            return _ask(state, step, "instrument")
+
+
+def _asks(mine: StepState) -> bool:
+    """Whether the step left a question of its own, which only a review answers."""
+    return bool(mine.finished and mine.finished.question.strip())
+
+
+def _may_proceed(mine: StepState) -> bool:
+    decision = mine.review.decision if mine.review else None
+    return decision is not None and decision.action == "proceed"
+
+
+def _question(state: State, step: PlannedStep) -> AskReview:
+    return _ask(state, step, "question")
 
 
 def _decide_failure(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
     if mine.failures > step.retries:
-        return _ask(step, mine, "closing")
+        return _ask(state, step, "closing")
     if mine.failures < step.review_after:
         adjustment = _adjustment(plan, state, step, mine)
         if adjustment:
             return adjustment
-    return _ask(step, mine, "gate failed")
+    return _ask(state, step, "gate failed")
 
 
-def _ask(step: PlannedStep, mine: StepState, reason: str) -> AskReview:
-    return AskReview(step.name, mine.attempt, reason, ALLOWED[reason])
+def _ask(state: State, step: PlannedStep, reason: str) -> AskReview:
+    allowed = _answers(state, step, reason)
+    return AskReview(step.name, state.steps[step.name].attempt, reason, allowed)
 
 
-def _after_review(
-    step: PlannedStep, mine: StepState, review: Review, judged: ev.GateJudged
-) -> Stop:
-    detail = f"{step.name}, attempt {mine.attempt}: {'; '.join(judged.reasons) or judged.verdict}"
+def _answers(state: State, step: PlannedStep, reason: str) -> tuple[str, ...]:
+    """What a review asked for this reason may answer: of an act only where it can be done."""
+    mine = state.steps[step.name]
+    can = {
+        "extend": mine.look == 1 and step.gate is not None and step.gate.extend is not None,
+        "recalibrate": not mine.recalibrated and bool(_certifiers(state, step)),
+    }
+    return tuple(action for action in ALLOWED[reason] if can.get(action, True))
+
+
+def _certifiers(state: State, step: PlannedStep) -> tuple[str, ...]:
+    """The steps, of its inputs and itself, that vouch for instruments by a certificate."""
+    return tuple(
+        name
+        for name in (*step.inputs, step.name)
+        if (made := state.steps[name].finished)
+        and any(artifact.name == CERTIFICATE for artifact in made.artifacts)
+    )
+
+
+def _after_review(step: PlannedStep, mine: StepState, review: Review) -> Stop:
+    judged, finished = mine.judged, mine.finished
+    reasons = judged.reasons if judged else ()
+    if review.reason == "question" and finished:
+        reasons = (f"the step asks: {' '.join(finished.question.split())}",)
+    verdict = judged.verdict if judged else ""
+    detail = f"{step.name}, attempt {mine.attempt}: {'; '.join(reasons) or verdict}"
     if review.reason == "sentinel":
         return Stop("sentinel", 5, detail)
-    if review.decision is None and review.reason not in ADVISORY:
+    if review.reason not in ADVISORY and _awaits_person(review):
         return Stop("review", 3, f"{detail} (review {review.review_id} awaits a person's decision)")
     return Stop(review.reason, 3, detail)
+
+
+def _awaits_person(review: Review) -> bool:
+    return review.decision is None or review.decision.action == NEEDS_HUMAN
 
 
 def _adjustment(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Adjust | None:
@@ -184,19 +239,30 @@ def refuse_decision(plan: Plan, state: State, decided: ev.ReviewDecided) -> str:
         return f"there is no review {decided.review_id!r}"
     step, _, review = found[0]
     override = decided.action == "override"
-    if review.decision and not (override and review.decision.action == "stop"):
-        return f"review {decided.review_id} is decided already: {review.decision.action}"
-    if decided.action not in ALLOWED[review.reason]:
-        allowed = ", ".join(ALLOWED[review.reason])
-        return f"{decided.action!r} is not allowed here; allowed: {allowed}"
+    if refusal := _refuse_again(review, decided):
+        return refusal
+    if decided.action not in review.allowed:
+        return f"{decided.action!r} is not allowed here; allowed: {', '.join(review.allowed)}"
     if override and not decided.person:
         return "only a person may override"
-    if override and not decided.reason.strip():
-        return "an override needs a reason"
+    if decided.person and not decided.reason.strip():
+        return f"a person's {decided.action} needs a reason"
     if decided.changes and decided.action != "retry":
         return f"{decided.action!r} takes no changes"
     params = [params_of(plan, state, s.name) for s in rerun_range(plan, step)]
     return refuse_changes(decided.changes, step.adjustable, params)
+
+
+def _refuse_again(review: Review, decided: ev.ReviewDecided) -> str:
+    """Why a review that was answered takes no other answer; a person may say more than a model."""
+    if review.decision is None:
+        return ""
+    before = review.decision.action
+    if before == NEEDS_HUMAN and decided.person and decided.action != NEEDS_HUMAN:
+        return ""
+    if before == "stop" and decided.action == "override":
+        return ""
+    return f"review {decided.review_id} is decided already: {before}"
 
 
 def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0912 - one case per fact
@@ -237,7 +303,9 @@ def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PL
             more = {"status": Status.PENDING, "look": 2, "extension": event.params}
             return _forget_readers(plan, _with(state, event.step, **more), {event.step})
         case ev.ReviewRequested():
-            review = Review(event.review_id, event.reason, event.path)
+            step = _planned(plan, event.step)
+            allowed = event.allowed or _answers(state, step, event.reason)
+            review = Review(event.review_id, event.reason, event.path, allowed)
             return _with(state, event.step, review=review)
         case ev.StepSkipped():
             return _with(state, event.step, status=Status.SKIPPED)
@@ -286,7 +354,12 @@ def _resume(state: State) -> State:
 
 
 def _judge(state: State, event: ev.GateJudged) -> State:
-    passed = event.verdict == "pass" and not event.sentinel and event.look != SMOKE
+    passed = (
+        event.verdict == "pass"
+        and not event.sentinel
+        and event.look != SMOKE
+        and not _asks(state.steps[event.step])
+    )
     state = _with(
         state,
         event.step,
@@ -397,6 +470,15 @@ def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
             return _rerun(plan, replace(state, stop=None), plan.step(name), event.changes)
         case "override" if state.steps[name].look == SMOKE:
             return _rerun(plan, replace(state, stop=None), plan.step(name), {})
+        case "extend":
+            return _extend(plan, replace(state, stop=None), plan.step(name))
+        case "recalibrate":
+            return _recalibrate(replace(state, stop=None), plan.step(name))
+        case "proceed":
+            state = replace(state, stop=None)
+            if state.steps[name].judged is None:
+                return state
+            return _with(state, name, status=Status.PASSED, manifest_owed=True)
         case "override":
             return _with(
                 replace(state, stop=None),
@@ -407,6 +489,28 @@ def _decided(plan: Plan, state: State, event: ev.ReviewDecided) -> State:
             )
         case _:
             return state
+
+
+def _extend(plan: Plan, state: State, step: PlannedStep) -> State:
+    """The second look at the sample that failed, under the same attempt number."""
+    assert step.gate is not None
+    more = {
+        "status": Status.PENDING,
+        "look": 2,
+        "extension": step.gate.extend or {},
+        "review": None,
+    }
+    return _forget_readers(plan, _with(state, step.name, **more), {step.name})
+
+
+def _recalibrate(state: State, step: PlannedStep) -> State:
+    """Its certifiers and itself begin anew, once; what passed with the old certificate stays."""
+    for name in dict.fromkeys((*_certifiers(state, step), step.name)):
+        old = state.steps[name]
+        state = _begin_anew(state, name)
+        kept = {"changes": old.changes, "failures": old.failures, "tried": old.tried}
+        state = _with(state, name, **kept)
+    return _with(state, step.name, recalibrated=True)
 
 
 def _rerun(
@@ -438,6 +542,7 @@ def _rerun(
             changes={**old.changes, **mine},
             failures=old.failures,
             tried=tried if step is gate else old.tried,
+            recalibrated=old.recalibrated,
         )
         state = replace(state, steps={**state.steps, step.name: fresh})
     return _forget_readers(plan, state, {step.name for step in steps})

@@ -43,6 +43,7 @@ _TICK_S = 0.2
 _SAVE_EVERY_S = 1.0
 _STATE_ASKED = 5
 _TAIL_CHARS = 2000
+_NOTICE_S = 5.0
 
 
 def now() -> float:
@@ -72,6 +73,8 @@ class Terms:
     stop_tries: int
     pause_s: float
     """Between two questions for the pod's state; before the second try of a stop, then doubled."""
+    notice: Sequence[str] | None = None
+    """Tells people that a session ended without its executor; why is one more argument."""
 
 
 class Inbox:
@@ -209,12 +212,20 @@ class Keeper:
         requested = self._wall().isoformat()
         stop = StopRecord(requested, why, argv[0] if argv else None, finished=not argv)
         self._save(durable=True, stop=stop)
+        self._notify(why)
         log(f"{why}: {'stops the pod by ' + argv[0] if argv else 'no stop_pod is declared'}")
         if argv:
             stop = self._try_to_stop(argv, stop)
             stop = replace(self._ask_for_state(stop), finished=True)
             self._save(durable=True, stop=stop)
         self._answer({"stopped": asdict(stop)})
+
+    def _notify(self, why: str) -> None:
+        """Tell people, once and for a bounded time, where no executor is left that could."""
+        if self._terms.notice and self.situation.ended is None:
+            told = f"{why}: the executor is gone or hangs, so its meter ends what is left."
+            ran = run_command([*self._terms.notice, told], _NOTICE_S)
+            log(f"notification: {ran.problem or f'exit code {ran.rc}'}")
 
     def _try_to_stop(self, argv: Sequence[str], stop: StopRecord) -> StopRecord:
         for attempt in range(1, self._terms.stop_tries + 1):

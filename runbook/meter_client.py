@@ -52,6 +52,8 @@ class MeterConfig:
     stop_tries: int = 5
     pause_s: float = 2.0
     """Between two questions for the pod's state; before the second try of a stop, then doubled."""
+    notice: tuple[str, ...] | None = None
+    """See ``runbook.meter.Terms``."""
 
 
 class Meter:
@@ -217,6 +219,7 @@ class Meter:
             stop_timeout_s=config.stop_timeout_s,
             stop_tries=config.stop_tries,
             pause_s=config.pause_s,
+            notice=config.notice,
         )
 
     def _flush(self) -> bool:

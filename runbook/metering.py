@@ -36,8 +36,18 @@ _NOTHING_TO_STOP_S = 60.0
 class Metering:
     """Nothing runs before ``start``, and nothing at all where there is nothing to hold."""
 
-    def __init__(self, plan: Plan, workspace: Workspace, ledger: Ledger, clock: Clock) -> None:
-        """Raises ConfigError: a command or the rental's end cannot be read."""
+    def __init__(
+        self,
+        plan: Plan,
+        workspace: Workspace,
+        ledger: Ledger,
+        clock: Clock,
+        notice: tuple[str, ...] | None = None,
+    ) -> None:
+        """``notice`` is the meter's, see ``runbook.meter.Terms``.
+
+        Raises ConfigError: a command or the rental's end cannot be read.
+        """
         self._workspace = workspace
         self._ledger = ledger
         self._clock = clock
@@ -45,6 +55,7 @@ class Metering:
         self._state = _command(plan.pod, "state")
         self._abandoned_after_s = plan.pod.get("abandoned_after_s")
         self._rental_ends = _rental_ends(plan.pod)
+        self._notice = notice
         self._wanted = ledger.limits.any or bool(self._stop) or self._rental_ends is not None
         self._meter: Meter | None = None
         self._armed = -math.inf
@@ -98,6 +109,7 @@ class Metering:
                 stop_pod=self._stop,
                 pod_state=self._state,
                 abandoned_after_s=self._abandoned_after_s if self._stop else _NOTHING_TO_STOP_S,
+                notice=self._notice,
             )
         )
 

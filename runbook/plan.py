@@ -78,7 +78,9 @@ class Plan:
     to the reviewer may cost, and ``unknown_requests``, how many follow one without a known end."""
     stop_conditions: tuple[str, ...]
     reviewer: Mapping[str, Json]
-    """``provider``; for ``command`` also ``command``, as written, and ``timeout_s``."""
+    """``provider``; for ``command`` also ``command``, as written, and ``timeout_s``; for a model
+    the fields of ``agent.provider.Served``, ``tries``, and ``fallback`` with the same fields.
+    ``canaries``: ``share``, ``max_false_rate``, ``min_n``."""
     overrides: tuple[str, ...]
     """The ``--set`` arguments, verbatim, in order."""
     fingerprint: str
@@ -90,6 +92,8 @@ class Plan:
     """``heartbeat_s`` and ``stall_s``: how long a child may be silent, or without progress."""
     declared_model: Mapping[str, Json] = field(default_factory=dict)
     """``model`` as written, before ``${ENV}`` and folders: what the fingerprints see of it."""
+    notifications: Mapping[str, Json] = field(default_factory=dict)
+    """``url_env``, the variable that holds the address, and ``events``; empty: nobody is told."""
 
     def step(self, name: str) -> PlannedStep:
         """The step of this name. Raises KeyError."""

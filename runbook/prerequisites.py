@@ -86,6 +86,20 @@ def check_versions(plan: Plan | None) -> Check:
     return Check("packages", State.OK, told + absent)
 
 
+def check_notifications(plan: Plan, environ: Mapping[str, str]) -> Check:
+    """Whether people can be told, where the runbook wants it. The address is not tried."""
+    from runbook.notify import unavailable  # noqa: PLC0415 - few runbooks have any
+
+    if not plan.notifications:
+        return Check("notifications", State.SKIPPED, "the runbook declares none")
+    variable = plan.notifications["url_env"]
+    if why := unavailable(plan, environ):
+        found, _, fix = why.partition("; ")
+        return Check("notifications", State.WARN, f"nobody will be told: {found}", fix)
+    events = len(plan.notifications["events"])
+    return Check("notifications", State.OK, f"{variable} is set; {events} kinds of events")
+
+
 def _training_packages() -> list[str]:
     """What this release's extra ``train`` asks for."""
     with suppress(PackageNotFoundError):

@@ -75,6 +75,8 @@ class Patience:
     """Without a batch or progress, though it is alive."""
 
 
+HUNG, STALLED = GIVEN_UP = ("hung", "stalled")
+"""How the cause of a ``Lost`` begins where the child was given up."""
 PATIENT = Patience()
 NOTHING_SECRET = Redactor({})
 
@@ -297,9 +299,9 @@ def _given_up(now: float, left_s: float, heard: float, moved: float, patience: P
     if left_s <= 0:
         return "it did not reach a commit in the time it was given, so it was killed"
     if now - heard > patience.heartbeat_s:
-        return f"hung: no heartbeat for {patience.heartbeat_s:g} s, so it was killed"
+        return f"{HUNG}: no heartbeat for {patience.heartbeat_s:g} s, so it was killed"
     if now - moved > patience.stall_s:
-        return f"stalled: no progress for {patience.stall_s:g} s, so it was killed"
+        return f"{STALLED}: no progress for {patience.stall_s:g} s, so it was killed"
     return ""
 
 

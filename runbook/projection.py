@@ -5,9 +5,10 @@ from being written.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from runbook import artifacts, manifest
+from runbook import artifacts, manifest, regular_files
 from runbook import events as ev
 from runbook import state as st
 from runbook.clock import Clock
@@ -15,7 +16,10 @@ from runbook.journal import Journal
 from runbook.plan import Plan, PlannedStep
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
-from runbook.report.view import build_view
+from runbook.report.review_folder import read_folder
+from runbook.report.review_report import PLOT, REPORT, render_plot, render_review
+from runbook.report.trust import trust_section
+from runbook.report.view import build_stories, build_view
 from runbook.workspace import Workspace
 
 EVERY_S = 5.0
@@ -50,6 +54,7 @@ class Projector:
         path = self._workspace.manifest(output)
         document = manifest.step_manifest(self._plan, state, step, judgement)
         files[path.name] = artifacts.indented_json(document).encode()
+        self.reviews()
         hashes = artifacts.write_files(output, files)
         where, judged = self._workspace.relative(path), judgement.get("path", "")
         append(ev.ManifestWritten(step.name, mine.attempt, where, hashes[path.name], judged))
@@ -80,11 +85,35 @@ class Projector:
         if state.session is None:
             return
         self._shown = self._clock.monotonic()
-        report = render_report(build_view(self._journal.entries), self._workspace.root)
-        shown = {self._workspace.report: artifacts.write_text(self._workspace.report, report)}
+        shown = self.reviews()
+        view, trust = build_view(self._journal.entries), trust_section(self._workspace)
+        report = render_report(view, self._workspace.root, trust)
+        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
         written = [fact for fact in self._known if isinstance(fact, ev.ManifestWritten)]
         path = self._workspace.session_manifest(state.session.run_id)
         shown[path] = artifacts.write_json(
             path, manifest.session_manifest(self._plan, state, written)
         )
         self._journal.projections = {self._workspace.relative(p): sha for p, sha in shown.items()}
+
+    def reviews(self) -> dict[Path, str]:
+        """Each review's report and its plot, where they tell anything new; path and SHA-256."""
+        if not any(isinstance(fact, ev.ReviewRequested) for fact in self._known):
+            return {}
+        shown: dict[Path, str] = {}
+        for story in build_stories(self._journal.entries):
+            folder = self._workspace.inside(story.review.path)
+            path, plot = folder / REPORT, render_plot(story)
+            if plot:
+                shown[folder / PLOT] = _refreshed(folder / PLOT, plot)
+            shown[path] = _refreshed(path, render_review(story, read_folder(folder)))
+        return shown
+
+
+def _refreshed(path: Path, text: str) -> str:
+    """Written where it says anything else than what stands there; its SHA-256."""
+    data = text.encode()
+    with suppress(OSError):
+        if regular_files.read(path) == data:
+            return artifacts.sha256_bytes(data)
+    return artifacts.write_bytes(path, data)

@@ -20,7 +20,9 @@ LONGEST_LINE = 1 << 16
 """Bytes of an unfinished line that a ``LineFilter`` holds back."""
 
 _NAME = re.compile(
-    r"(?:.*_|)(?:API_?)?(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL)S?", re.IGNORECASE
+    r"(?:.*_|)(?:API_?)?"
+    r"(?:KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|NOTIFY_URL|WEBHOOK|WEBHOOK_URL)S?",
+    re.IGNORECASE,
 )
 _URL = re.compile(
     r"(?P<scheme>https?://|[a-z][a-z0-9+.-]{0,31}://(?=[^\s/@]*:))[^\s/@]+@", re.IGNORECASE

@@ -3,17 +3,18 @@
 Both are types of ``runbook.contract``; providers live in ``agent/``.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 
 from runbook import events as ev
+from runbook import review_facts
 from runbook.changes import check_same_plan
 from runbook.clock import SYSTEM, Clock
-from runbook.contract import Account, Attempt, Json, ReviewRequest
+from runbook.contract import Account, ReviewRequest
 from runbook.errors import ConfigError
 from runbook.journal import facts
 from runbook.machine import refuse_decision, replay
 from runbook.plan import Plan
-from runbook.state import ALLOWED, State
+from runbook.state import State
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
@@ -33,26 +34,26 @@ def make_request(
     name: str,
     account: Account,
 ) -> ReviewRequest:
-    """The question about a step whose gate was judged and whose review is open."""
+    """The question about a step whose review is open; one without a gate has no verdict."""
     mine, step = state.steps[name], plan.step(name)
     review, judged, finished = mine.review, mine.judged, mine.finished
     assert review is not None
-    assert judged is not None
     assert finished is not None
+    before = review_facts.facts_before(known, review.review_id)
     return ReviewRequest(
         review_id=review.review_id,
         step=name,
         attempt=mine.attempt,
         reason=review.reason,
-        allowed=ALLOWED[review.reason],
+        allowed=review.allowed,
         run_id=state.session.run_id if state.session else "",
         workspace=workspace.root,
         path=review.path,
-        verdict=judged.verdict,
-        criteria=judged.criteria,
-        reasons=judged.reasons,
+        verdict=judged.verdict if judged else "",
+        criteria=judged.criteria if judged else (),
+        reasons=judged.reasons if judged else (),
         metrics=finished.metrics,
-        attempts=tuple(_attempts(known, name)),
+        attempts=review_facts.attempts_of(plan, before, name),
         adjustable=step.adjustable,
         failures=mine.failures,
         retries=step.retries,
@@ -60,17 +61,13 @@ def make_request(
         flagged=finished.flagged,
         samples=finished.samples,
         account=account,
+        question=finished.question,
+        earlier=review_facts.earlier_reviews(plan, before),
+        certificates=review_facts.certificates(plan, before, workspace, name),
+        log_tail=review_facts.log_tail(workspace, name),
+        budget=review_facts.budget_left(plan, before),
+        costs=review_facts.costs(plan, before, name, review.allowed),
     )
-
-
-def _attempts(known: Sequence[ev.Event], name: str) -> Iterator[Attempt]:
-    params: Mapping[str, Json] = {}
-    for fact in known:
-        match fact:
-            case ev.StepStarted(step) if step == name:
-                params = fact.params
-            case ev.GateJudged(step) if step == name:
-                yield Attempt(fact.attempt, fact.look, fact.verdict, fact.reasons, params)
 
 
 def record_decision(

@@ -20,13 +20,16 @@ from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable, to_error
 from runbook.schema_checks import Slot, SpecFile
 from runbook.schema_models import (
-    COMMAND_TIMEOUT,
+    API_KEY_ENVS,
+    BASE_URLS,
+    REVIEWER_TIMEOUT,
     STOP_CONDITIONS,
     AdjustmentModel,
     GateModel,
     PhaseModel,
     ReviewerModel,
     RunbookModel,
+    ServedModel,
     SpecModel,
     StepModel,
     seconds,
@@ -164,10 +167,11 @@ def make_plan(
             "stall_s": seconds(runbook.watchdog.stall),
         },
         stop_conditions=tuple(c for c in STOP_CONDITIONS if c in runbook.stop_conditions),
-        reviewer=_reviewer(runbook.reviewer),
+        reviewer=resolve_reviewer(runbook.reviewer),
         overrides=overrides,
         fingerprint="",
         declared_model=resolver.declared_model,
+        notifications=runbook.notifications.model_dump() if runbook.notifications else {},
     )
     return replace(plan, fingerprint=fingerprint(plan_document(plan)))
 
@@ -184,16 +188,44 @@ def _budget(runbook: RunbookModel) -> dict[str, Json]:
         "reserve_s": seconds(declared.terminal_reserve) if declared.terminal_reserve else None,
         "gpus": runbook.preflight.gpus or None,
         "request_usd": reviewer.max_usd or None,
-        "unknown_requests": reviewer.unknown_requests if reviewer.command else None,
+        "unknown_requests": reviewer.unknown_requests if reviewer.provider != "human" else None,
     }
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _reviewer(reviewer: ReviewerModel) -> dict[str, Json]:
-    if reviewer.command is None:
+def resolve_reviewer(reviewer: ReviewerModel) -> dict[str, Json]:
+    """``Plan.reviewer``."""
+    if reviewer.provider == "human":
         return {"provider": reviewer.provider}
-    timeout_s = seconds(reviewer.timeout or COMMAND_TIMEOUT)
-    return {"provider": reviewer.provider, "command": reviewer.command, "timeout_s": timeout_s}
+    found: dict[str, Json] = {}
+    if reviewer.command is not None:
+        timeout_s = seconds(reviewer.timeout or REVIEWER_TIMEOUT)
+        found = {"provider": reviewer.provider, "command": reviewer.command, "timeout_s": timeout_s}
+    else:
+        found = {**_served(reviewer), "tries": reviewer.tries}
+    if reviewer.fallback is not None:
+        found["fallback"] = _served(reviewer.fallback)
+    if reviewer.canaries is not None:
+        found["canaries"] = reviewer.canaries.model_dump()
+    return found
+
+
+def _served(model: ServedModel) -> dict[str, Json]:
+    """The fields of ``agent.provider.Served``."""
+    provider = model.provider
+    found = {
+        "provider": provider,
+        "model": model.model,
+        "base_url": model.base_url or BASE_URLS[provider],
+        "api_key_env": model.api_key_env or API_KEY_ENVS[provider],
+        "effort": model.effort.model_dump(exclude_none=True) or None,
+        "timeout_s": seconds(model.timeout or REVIEWER_TIMEOUT),
+        "usd_per_mtok": model.usd_per_mtok.model_dump() if model.usd_per_mtok else None,
+        "max_output_tokens": model.max_output_tokens,
+        "context_tokens": model.context_tokens,
+        "max_usd": model.max_usd,
+    }
+    return {name: value for name, value in found.items() if value is not None}
 
 
 def _phase(phase: PhaseModel) -> PlannedPhase:

@@ -27,6 +27,8 @@ class Review:
     review_id: str
     reason: str
     path: str
+    allowed: tuple[str, ...]
+    """What may be answered; part of it by a person alone."""
     decision: ev.ReviewDecided | None = None
 
 
@@ -63,6 +65,8 @@ class StepState:
     judged: ev.GateJudged | None = None
     review: Review | None = None
     overridden: bool = False
+    recalibrated: bool = False
+    """On a reviewer's word, the instruments behind this step's gate were certified anew."""
     manifest: ev.ManifestWritten | None = None
     manifest_owed: bool = False
     """A verdict stands, and the manifest that says so is not written yet."""
@@ -163,5 +167,8 @@ ALLOWED: Mapping[str, tuple[str, ...]] = {
 review's own list only where there is something to do. At a smoke, override has the change run in
 full; ``needs_human`` leaves the rest of the list to a person.
 """
+NEEDS_HUMAN = "needs_human"
+CERTIFICATE = "certificate"
+"""The artifact by which a step vouches for the instruments that later steps use."""
 ADVISORY = frozenset({"sentinel", "closing"})
 """Reviews that nobody waits for: the session is stopped for its own reason."""

@@ -21,6 +21,8 @@ from runbook.redact import Redactor, session_secrets
 from runbook.worker import Job
 from runbook.workspace import Workspace
 
+QUESTION_LIMIT = 4000
+"""Characters of a step's question that go on record."""
 _TAKEN = frozenset({artifacts.COMPLETE, "manifest.json", "session_manifest.json"})
 Progress = Callable[[Mapping[str, Json]], None]
 
@@ -174,6 +176,7 @@ class StepRunner:
             result.flagged,
             result.samples,
             result.judged_file,
+            question=result.question.strip()[:QUESTION_LIMIT],
         )
 
     def _worker_for(self, params: Mapping[str, Json]) -> Worker:

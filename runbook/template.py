@@ -21,8 +21,8 @@ _DOT = "dot_"
 """A template's ``dot_env`` becomes ``.env``: packaging passes over names that begin with a dot."""
 _SPEC = re.compile(r"\bspec: (?=[\w-]+\.yaml)")
 _EXECUTABLE = ".sh"
-_RULES = "dry"
-"""The sentinel's rules are no user's to change, so no copy of them is laid down."""
+_OURS = ("dry", "review_bench")
+"""The sentinel's rules and the recorded reviews are no user's to change: no copy is laid down."""
 _OF_TEMPLATE = "workspace_template"
 
 
@@ -94,7 +94,7 @@ def _files(home: Path, programme: str, name: str) -> Iterator[tuple[str, bytes]]
     yield "runbook.yaml", _SPEC.sub("spec: specs/", runbook).encode()
     for path in _sources(specs):
         relative = path.relative_to(specs)
-        if relative.parts[0] not in {*others, _RULES}:
+        if relative.parts[0] not in {*others, *_OURS}:
             yield relative.as_posix(), path.read_bytes()
         elif relative.parts[0] == programme and relative.name != "runbook.yaml":
             yield f"specs/{relative.relative_to(programme).as_posix()}", path.read_bytes()

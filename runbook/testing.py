@@ -200,7 +200,8 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
     list with one value an attempt, or a mapping of ``Metric`` fields, where ``n_per_batch`` stands
     for an n that grows), ``trouble`` (``kind``: kill,
     exit, raise or pause; ``at``: the batch before whose commit it comes; ``times``; ``error``: a
-    class of ``runbook.errors``).
+    class of ``runbook.errors``), ``question`` (the step's own), ``certificate`` (true: it leaves
+    one, as a step that calibrates does).
     """
     rows: list[dict[str, Json]] = []
     count = int(request.params.get("batches", 2))
@@ -211,15 +212,22 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
     _trouble(request, count)
     dataset = request.output / "dataset.jsonl"
     artifacts.write_jsonl(dataset, rows)
+    made = {"dataset": dataset}
+    if request.params.get("certificate"):
+        made["certificate"] = request.output / "certificate.json"
+        artifacts.write_json(made["certificate"], {"made_by_attempt": request.attempt})
     artifacts.complete_directory(request.output)
     metrics = request.params.get("metrics", {})
     return PhaseResult(
         metrics=tuple(
             _metric(name, value, request.attempt, count) for name, value in metrics.items()
         ),
-        artifacts=(artifacts.describe("dataset", dataset, request.workspace),),
+        artifacts=tuple(
+            artifacts.describe(name, path, request.workspace) for name, path in made.items()
+        ),
         tokens=len(rows),
         summary={"rows": len(rows), "inputs": sorted(request.inputs), "pid": os.getpid()},
+        question=str(request.params.get("question", "")),
     )
 
 

@@ -69,6 +69,11 @@ class Workspace:
         return self.hidden / "stop.json"
 
     @property
+    def notified(self) -> Path:
+        """A file for each incident that people were told of, or were about to be."""
+        return self.hidden / "notified"
+
+    @property
     def logs(self) -> Path:
         return self.root / "logs"
 
@@ -79,6 +84,11 @@ class Workspace:
     @property
     def results(self) -> Path:
         return self.root / "results"
+
+    @property
+    def review_bench(self) -> Path:
+        """A folder for each reviewer that was scored on the recorded situations."""
+        return self.results / "review_bench"
 
     @property
     def data(self) -> Path:

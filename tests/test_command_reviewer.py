@@ -108,6 +108,16 @@ class TestAccepted:
         assert answer is not None
         assert isinstance(answer.changes["t"], int)
 
+    def test_what_a_program_may_say_besides(self, request_: ReviewRequest) -> None:
+        """Concerns, action items and confidence are kept; a null change is none."""
+        besides = {"concerns": ["n\u202e"], "action_items": ["look"], "confidence": 0.5}
+        said = json.dumps({**GOOD, **besides, "changes": {"t": None}})
+        answer = reviewer(saying(request_.workspace, said), 30)(request_)
+
+        assert answer is not None
+        assert (answer.concerns, answer.action_items) == (("n\\u202e",), ("look",))
+        assert (answer.confidence, answer.changes) == (0.5, {})
+
     def test_what_the_program_is_given(
         self, request_: ReviewRequest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -178,7 +188,14 @@ MALFORMED: dict[str, tuple[str | bytes, str]] = {
     "more digits than are read": (reply().replace("0.3", "9" * 5000), "not one JSON object"),
     "bool as number": (reply(changes={"t": True}), "valid number"),
     "text as number": (reply(changes={"t": "0.3"}), "valid number"),
-    "unknown key": (reply(confidence=1), "Extra inputs"),
+    "unknown key": (reply(threshold=1), "Extra inputs"),
+    "confidence above one": (reply(confidence=1.5), "less than or equal to 1"),
+    "confidence as text": (reply(confidence="high"), "valid number"),
+    "concerns as text": (reply(concerns="none"), "valid list"),
+    "a blank concern": (reply(concerns=[" "]), "'concerns'.0"),
+    "an endless action item": (reply(action_items=["x" * 1001]), "at most 1000"),
+    "too many concerns": (reply(concerns=["x"] * 21), "at most 20"),
+    "no change of an unknown name": (reply(changes={"threshold": None}), "not adjustable"),
     "missing key": ('{"action": "stop", "reason": "r"}', "'changes': Field required"),
     "a key twice": ('{"action": "stop", ' + reply()[1:], "stands twice"),
     "override": (reply(action="override", changes={}), "'override' is not allowed"),

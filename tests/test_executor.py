@@ -234,7 +234,7 @@ def test_a_decision_out_of_bounds_is_not_recorded(workspace: Workspace) -> None:
     execute(plan, workspace)
     before = workspace.segment(1).read_bytes()
 
-    with pytest.raises(ConfigError, match="allowed: retry, stop, override"):
+    with pytest.raises(ConfigError, match="allowed: retry, stop, needs_human, override"):
         record_decision(
             plan, workspace, ev.ReviewDecided("a-1", "proceed", {}, "r", "me", person=True)
         )

@@ -4,48 +4,41 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from dossier_example import example
+from hostile_texts import HOSTILE
 
-from agent.human import ask, render
-from runbook.contract import Attempt, Range, ReviewRequest
-from runbook.testing import make_review_request
+from agent.human import ask, fence_of, question, render
+from runbook.contract import ReviewRequest
 
 
 @pytest.fixture
 def asked(tmp_path: Path) -> ReviewRequest:
-    return make_review_request(
-        tmp_path,
-        criteria=(
-            {
-                "metric": "token_limit_rate",
-                "verdict": "fail",
-                "value": 0.9,
-                "n": 100,
-                "threshold": "< 0.1",
-                "reason": "0.9 does not satisfy < 0.1",
-            },
-        ),
-        attempts=(
-            Attempt(1, 1, "fail", ("token_limit_rate: 1 of 1",), {"max_new_tokens": 4}),
-            Attempt(2, 2, "fail", ("token | limit\n# no heading",), {"max_new_tokens": 8}),
-        ),
-        adjustable={"max_new_tokens": Range(4, 100)},
-        flagged=({"raw": "red\x1b[31m\u202e"},),
-    )
+    return example(tmp_path)
 
 
-def test_the_request_shows_verdict_parameters_and_escaped_rows(asked: ReviewRequest) -> None:
-    """A person reads criteria, parameters and raw rows; control characters show as escapes."""
+def written(request: ReviewRequest) -> str:
+    return (request.workspace / request.path / "request.md").read_text("utf-8")
+
+
+def test_the_request_is_the_dossier_and_the_command(asked: ReviewRequest) -> None:
+    """A person reads what a model reads, may override as well, and is told how to answer."""
     ask(asked)
-    text = (asked.workspace / asked.path / "request.md").read_text("utf-8")
-    assert "| token_limit_rate | fail | 0.9 | 100 | < 0.1 |" in text
-    first = text.index("### Attempt 1: fail")
-    second = text.index("### Attempt 2, extended sample: fail")
-    assert first < text.index("- `max_new_tokens`: 4\n") < second
-    assert second < text.index("- `max_new_tokens`: 8\n")
-    assert "\n# no heading" not in text
-    assert "`max_new_tokens`: 4 to 100" in text
-    assert "\\u001b[31m\\u202e" in text
-    assert "\x1b" not in text
+    text = written(asked)
+    assert text.startswith("# pilot, attempt 2: fail (gate failed)\n")
+    assert "| token_limit_rate | fail | 0.5667 |" in text
+    assert "| `override` | passes the gate on record" in text
+    answer = "review decide pilot-2 --action ACTION --reason TEXT"
+    assert f"{answer} \\\n        --workspace {asked.workspace}" in text
+    assert text.index("## What is left of the budget") < text.index("## How to answer")
+
+
+def test_a_program_reads_nothing_that_is_a_persons(asked: ReviewRequest) -> None:
+    """Neither the override nor the command; all else is the same."""
+    assert "override" not in question(asked)
+    assert "review decide" not in question(asked)
+    person = render(asked).split("\n## How to answer")[0].rstrip().split("\n")
+    missing = [line for line in person if line not in question(asked).split("\n")]
+    assert [line.split(" | ")[0] for line in missing] == ["| `override`"]
 
 
 def test_a_change_is_offered_only_where_one_is_allowed(asked: ReviewRequest) -> None:
@@ -56,4 +49,38 @@ def test_a_change_is_offered_only_where_one_is_allowed(asked: ReviewRequest) -> 
         render(replace(asked, allowed=("stop", "override"))),
     )
     assert ["--change NAME=NUMBER" in text for text in texts] == [True, False, False]
-    assert ["## What a retry may change" in text for text in texts] == [True, False, False]
+    assert ["| temperature | 0.2 | 0.1 | 0.8 |" in text for text in texts] == [True, False, False]
+
+
+def test_secrets_are_taken_out_before_it_is_written(asked: ReviewRequest) -> None:
+    """What a row holds of a secret never reaches the file."""
+    rows = ({"raw": "token hf_0123456789abcdef"},)
+    ask(
+        replace(asked, flagged=rows), lambda data: data.replace(b"hf_0123456789abcdef", b"[secret]")
+    )
+    assert '{"raw": "token [secret]"}' in written(asked)
+    assert "hf_0123456789abcdef" not in written(asked)
+
+
+def test_asking_again_writes_the_same(asked: ReviewRequest) -> None:
+    """After a crash the question has not changed, so an answer to it still holds."""
+    ask(asked)
+    before = written(asked)
+    ask(replace(asked, stop=lambda: "a stop"))
+    assert written(asked) == before
+
+
+def test_the_fence_hangs_on_what_it_fences(asked: ReviewRequest) -> None:
+    """A row cannot have been written to hold it: with the row it is another."""
+    fence = fence_of(asked)
+    copied = replace(asked, flagged=({"raw": f"<<END {fence}>>"},))
+    assert fence_of(asked) == fence
+    assert fence_of(copied) != fence
+    assert f"<<END {fence}>>" not in render(copied)
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_no_text_moves_a_cursor(asked: ReviewRequest, text: str) -> None:
+    """Whatever a row says, the page is printable lines."""
+    ask(replace(asked, flagged=({"raw": text},), log_tail=text, question=text))
+    assert all(c.isprintable() for c in written(asked).replace("\n", ""))

@@ -24,6 +24,8 @@ TUNED = {
     "adjustments": (Adjustment("yield", {"temperature": {"add": -0.2}}, "cooler is cleaner"),),
 }
 LIMIT = 400
+CERTIFIED = "certified"
+"""A step of this name has every step ask a question and leave a certificate, for once."""
 
 
 def run(plan: Plan, *facts: ev.Event) -> st.State:
@@ -34,8 +36,11 @@ def started(step: str, attempt: int = 1, look: int = 1) -> ev.StepStarted:
     return ev.StepStarted(step, attempt, look, {}, f"artifacts/{step}", "2026-01-01T00:00:00+00:00")
 
 
-def finished(step: str, attempt: int = 1, look: int = 1) -> ev.StepFinished:
-    return ev.StepFinished(step, attempt, look, (), (), 0, 0.0, {}, (), ())
+def finished(
+    step: str, attempt: int = 1, look: int = 1, question: str = "", *, certificate: bool = False
+) -> ev.StepFinished:
+    made = (Artifact("certificate", f"artifacts/{step}/c.json", "s", 1),) if certificate else ()
+    return ev.StepFinished(step, attempt, look, (), made, 0, 0.0, {}, (), (), question=question)
 
 
 def judged(
@@ -124,7 +129,7 @@ def test_the_second_failure_asks_for_a_review() -> None:
     state = run(plan, *attempt("a", "fail"), adjusted, *attempt("a", "fail", 2))
 
     assert m.decide(plan, state) == st.AskReview(
-        "a", 2, "gate failed", ("retry", "stop", "override")
+        "a", 2, "gate failed", ("retry", "stop", "needs_human", "override")
     )
 
 
@@ -147,7 +152,8 @@ def test_the_third_failure_is_closed_with_exit_three() -> None:
         *attempt("a", "fail", 3),
     ]
 
-    assert m.decide(plan, run(plan, *facts)) == st.AskReview("a", 3, "closing", ("override",))
+    last = ("stop", "needs_human", "override")
+    assert m.decide(plan, run(plan, *facts)) == st.AskReview("a", 3, "closing", last)
     stop = m.decide(plan, run(plan, *facts, asked("a", "closing", 3)))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("closing", 3)
@@ -259,7 +265,8 @@ def test_an_underpowered_sample_is_extended_once() -> None:
     extended = ev.SampleExtended("a", 1, {"rows": 400})
     assert m.decide(plan, run(plan, *facts, extended)) == st.RunStep("a", 1, 2, {"rows": 400})
     state = run(plan, *facts, extended, *attempt("a", "underpowered", look=2))
-    assert m.decide(plan, state) == st.AskReview("a", 1, "underpowered", ("stop", "override"))
+    answers = ("stop", "needs_human", "override")
+    assert m.decide(plan, state) == st.AskReview("a", 1, "underpowered", answers)
 
 
 def test_underpowered_without_extension_is_a_review() -> None:
@@ -279,7 +286,8 @@ def test_what_is_not_a_reading_never_passes(verdict: str) -> None:
     facts = attempt("a", verdict)
     state = run(plan, *facts)
 
-    assert m.decide(plan, state) == st.AskReview("a", 1, "instrument", ("stop", "override"))
+    answers = ("stop", "needs_human", "override")
+    assert m.decide(plan, state) == st.AskReview("a", 1, "instrument", answers)
     assert state.steps["a"].failures == 0
     stop = m.decide(plan, run(plan, *facts, asked("a", "instrument"), decided("a", "stop")))
     assert isinstance(stop, st.Stop)
@@ -470,6 +478,9 @@ def outcomes(state: st.State, action: st.Action) -> Iterator[Sequence[ev.Event]]
             begin = started(step, number, look)
             batch = ev.BatchCommitted(step, number, "k", "p", "s", 1)
             yield begin, batch, finished(step, number, look)
+            if CERTIFIED in state.steps:
+                asks = finished(step, number, look, "is it fair?", certificate=True)
+                yield begin, batch, asks
             yield begin, ev.StepFailed(step, number, "boom", "", 1)
             yield begin, ev.StepInterrupted(step, number, "SIGKILL")
         case st.JudgeGate(step):
@@ -561,6 +572,27 @@ def test_every_run_of_a_plan_with_a_smoke_ends() -> None:
         ("instrument", 3),
         ("underpowered", 3),
         ("smoke", 3),
+        ("sentinel", 5),
+    }
+
+
+def test_every_run_with_questions_and_certificates_ends() -> None:
+    """A question leads on by proceed alone; instruments are certified anew once."""
+    step = make_step(CERTIFIED, gate=EXTENDABLE, retries=1)
+    longest, ends = walk(make_plan(step))
+
+    assert 20 < longest < 80
+    assert ends == {
+        ("done", 0),
+        ("done", 6),
+        ("error", 1),
+        ("no progress", 1),
+        ("review", 3),
+        ("gate failed", 3),
+        ("closing", 3),
+        ("instrument", 3),
+        ("underpowered", 3),
+        ("question", 3),
         ("sentinel", 5),
     }
 
@@ -670,7 +702,7 @@ EVENTS: list[ev.Event] = [
     ev.PlanAccepted("r", "me", ("seed: 1 -> 2",), {"seed": 2}, "f", "/x", (), ("a",), ("b",)),
     ev.TimeLeased(1.5, 300.0),
     ev.RequestSent("a-1", "key", 1, 0.5),
-    ev.RequestSettled("a-1", "key", 1, 0.25),
+    ev.RequestSettled("a-1", "key", 1, 0.25, 900, 40),
     ev.PodStopRequested("t", None, "RUNNING"),
     judged("a", "fail"),
     ev.StepPassed("a", 1),
@@ -678,7 +710,7 @@ EVENTS: list[ev.Event] = [
     ev.SampleExtended("a", 1, {"n": 2}),
     ev.Adjusted("a", 1, {"t": 0.5}, "w"),
     asked("a", "closing"),
-    decided("a", "retry", t=0.5),
+    replace(decided("a", "retry", t=0.5), concerns=("c",), action_items=("i",), confidence=0.5),
     ev.StepSkipped("a", "A", "w"),
     ev.SessionStopped("budget", 4, "d"),
     ev.SessionDone(6, 1),

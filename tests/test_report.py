@@ -366,7 +366,9 @@ def test_an_override_stands_at_the_top(retried: tuple[Plan, Workspace]) -> None:
 
     report = render_report(execute(plan, workspace.root))
     assert report.split("\n")[0] == "# test: all done, with 1 override (exit 6)"
-    assert report.split("\n")[2] == "pilot did not pass, and Ann overrode it: good enough"
+    told = report.split("\n")[2]
+    assert told.startswith("pilot did not pass (fail), and Ann overrode it: good enough (20")
+    assert told.endswith(" UTC)")
     assert "0 of 1 gate passed, 1 overridden." in report
     assert "### A: pilot, fail, overridden" in report
 

@@ -1,5 +1,6 @@
 """Reviews on the command line: read at any time, answered once, and only within bounds."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,11 @@ def test_a_review_is_listed_shown_and_answered_with_a_retry(waiting: Session) ->
     assert (third.params["t"], third.params["batches"]) == (0.3, 3)
     assert isinstance(third.params["batches"], int)
     assert waiting.review("list").err.splitlines()[1].split()[:4] == ["a-2", "retry", "by", "me"]
-    assert "retry by me: why\n    batches = 3\n    t = 0.3\n" in waiting.review("show", "a-2").err
+    shown = waiting.review("show", "a-2").err
+    assert re.search(
+        r"retry by me \(a person\), 2\S+ \S+ UTC: why\n    batches = 3\n    t = 0.3\n", shown
+    )
+    assert "  what followed: attempt 3 passed\n" in shown
 
 
 def test_a_stop_ends_the_session_and_an_override_may_follow(waiting: Session) -> None:
@@ -90,7 +95,7 @@ def test_reviews_as_json_are_one_object_each(waiting: Session) -> None:
     """A program reads what may be answered, the ranges, the question and the decisions."""
     (listed,) = waiting.review("list", "--json").lines
     assert (listed["review_id"], listed["open"], listed["step"]) == ("a-2", True, "a")
-    assert listed["allowed"] == ["retry", "stop", "override"]
+    assert listed["allowed"] == ["retry", "stop", "needs_human", "override"]
 
     (shown,) = waiting.review("show", "a-2", "--json").lines
     assert shown["adjustable"]["t"] == {"min": 0.1, "max": 1.0}
@@ -110,13 +115,13 @@ def test_the_newest_review_is_listed_last(tmp_path: Path, capfd: Capture) -> Non
 
     ids = [r["review_id"] for r in session.review("list", "--json").lines]
     assert ids == ["a-2", "a-3"]
-    assert "may be answered with: override" in session.review("show", "a-3").err
+    assert "may be answered with: stop, override" in session.review("show", "a-3").err
 
 
 @pytest.mark.parametrize(
     ("action", "change", "said"),
     [
-        ("proceed", "", "allowed: retry, stop, override"),
+        ("proceed", "", "allowed: retry, stop, needs_human, override"),
         ("retry", "t=1.5", "must lie between 0.1 and 1.0, found 1.5"),
         ("retry", "metrics=1", "adjustable: t, batches"),
         ("retry", "batches=2.5", "is a whole number, found 2.5"),
@@ -141,12 +146,16 @@ def test_a_decision_that_cannot_stand_is_not_recorded(
     assert waiting.place.segment(1).read_bytes() == before
 
 
-def test_an_override_needs_a_reason(waiting: Session) -> None:
-    """Who passes a gate by says why."""
-    told = waiting.decide("override", reason=" ")
+@pytest.mark.parametrize("action", ["override", "retry", "stop"])
+def test_a_decision_needs_a_reason(waiting: Session, action: str) -> None:
+    """Who decides says why; nothing is recorded without."""
+    before = waiting.place.segment(1).read_bytes()
+
+    told = waiting.decide(action, reason=" ")
 
     assert told.code == 2
-    assert "an override needs a reason" in told.err
+    assert "a decision needs a reason" in told.err
+    assert waiting.place.segment(1).read_bytes() == before
 
 
 def test_an_unknown_review_is_refused_with_those_there_are(waiting: Session) -> None:

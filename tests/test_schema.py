@@ -216,6 +216,91 @@ class TestPlan:
         expected = {"provider": "command", "command": ["codex", "exec"], "timeout_s": timeout_s}
         assert load(folder).reviewer == expected
 
+    def test_a_model_reviews(self, folder: Path) -> None:
+        """The plan carries all that is asked of a model, the provider's own address included."""
+        said = "{provider: openai, model: m, usd_per_mtok: {input: 1, output: 8.5}}"
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+        plan = load(folder)
+
+        assert plan.reviewer == {
+            "provider": "openai",
+            "model": "m",
+            "base_url": "https://api.openai.com/v1",
+            "api_key_env": "OPENAI_API_KEY",
+            "effort": {"high": "high", "medium": "medium"},
+            "timeout_s": 600.0,
+            "usd_per_mtok": {"input": 1.0, "output": 8.5},
+            "max_output_tokens": 16_000,
+            "context_tokens": 64_000,
+            "tries": 4,
+        }
+        assert plan.budget["unknown_requests"] == 1
+        assert "request_usd" not in plan.budget
+
+    def test_a_model_of_ones_own_and_its_fallback(self, folder: Path) -> None:
+        """Every field as written; effort off, and canaries with their settings."""
+        said = (
+            "{provider: anthropic, model: m, base_url: 'http://10.0.0.5:8000', effort: off, "
+            "max_usd: 0.25, timeout: 90s, tries: 2, unknown_requests: 0, api_key_env: MY_TOKEN, "
+            "max_output_tokens: 500, context_tokens: 4000, canaries: {share: 0.5}, "
+            "fallback: {provider: openai, model: f, max_usd: 0, effort: {high: max}}}"
+        )
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+        plan = load(folder)
+
+        fallback = plan.reviewer["fallback"]
+        assert {k: v for k, v in plan.reviewer.items() if k != "fallback"} == {
+            "provider": "anthropic",
+            "model": "m",
+            "base_url": "http://10.0.0.5:8000",
+            "api_key_env": "MY_TOKEN",
+            "timeout_s": 90.0,
+            "max_output_tokens": 500,
+            "context_tokens": 4000,
+            "max_usd": 0.25,
+            "tries": 2,
+            "canaries": {"share": 0.5, "max_false_rate": 0.2, "min_n": 5},
+        }
+        assert (fallback["effort"], fallback["max_usd"]) == ({"high": "max"}, 0.0)
+        assert plan.budget["unknown_requests"] == 0
+        assert plan.budget["request_usd"] == 0.25
+
+    def test_credentials_in_an_address_are_not_repeated(self, folder: Path) -> None:
+        """They would be recorded with the plan, and are not quoted either."""
+        said = "{provider: openai, model: m, max_usd: 1, base_url: 'https://me:pw1@x/v1'}"
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+        with pytest.raises(ConfigError) as caught:
+            load(folder)
+        assert "a URL with credentials stands here" in str(caught.value)
+        assert "pw1" not in str(caught.value)
+
+    @pytest.mark.parametrize(
+        ("written", "expected"),
+        [("on", True), ("true", True), ("{}", True), ("off", False), ("false", False)],
+    )
+    def test_canaries(self, folder: Path, written: str, expected: bool) -> None:
+        """On, off, or with settings; off where nothing is said."""
+        said = f"{{provider: command, command: [a], canaries: {written}}}"
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+        assert ("canaries" in load(folder).reviewer) is expected
+
+    @pytest.mark.parametrize(
+        "url",
+        [
+            "https://models.example.org/v1",
+            "http://localhost:8000/v1",
+            "http://[::1]:8000",
+            "http://192.168.1.7",
+            "http://vllm:8000/v1",
+            "http://vllm.pod.internal/v1",
+        ],
+    )
+    def test_addresses_of_a_server(self, folder: Path, url: str) -> None:
+        """Any by https; by plain http this machine and its own network."""
+        said = f"{{provider: openai, model: m, max_usd: 1, base_url: '{url}'}}"
+        edit(folder / "runbook.yaml", "{provider: human}", said)
+        assert load(folder).reviewer["base_url"] == url
+
     @pytest.mark.parametrize(
         "source", ["{pypi: some-model}", f"{{hub: Qwen/Qwen2.5-32B, revision: '{'0' * 40}'}}"]
     )
@@ -247,6 +332,46 @@ class TestPlan:
         assert "defines no function" in refused(folder).what
 
 
+_MODEL = "{provider: openai, model: m, max_usd: 1, "
+REVIEWER_ERRORS = [
+    ("@{provider: openai, max_usd: 1}", "'openai' has no model", "add model:"),
+    ("@{provider: openai, model: m}", "nothing says what a request costs", "0 where it is free"),
+    (
+        "@{provider: openai, command: [a]}",
+        "command belongs to the reviewer 'command'",
+        "take command away",
+    ),
+    ("@{provider: command, command: [a], model: m}", "model belongs to", "provider: openai"),
+    ("@{provider: command, command: [a], tries: 2}", "tries belongs to", "provider: openai"),
+    ("@{provider: human, canaries: on}", "canaries belongs to", "take canaries"),
+    ("@{model: m}", "model belongs to the reviewer 'openai' or 'anthropic'", "provider: openai"),
+    (_MODEL + "usd_per_mtok: @{input: 1}}", "'output' is missing", "add output"),
+    (_MODEL + "usd_per_mtok: {input: @-1, output: 1}}", "-1 is below 0", "use 0.0 or more"),
+    (_MODEL + "base_url: @'ftp://x/v1'}", "is not a URL of a server", "https://host/v1"),
+    (_MODEL + "base_url: @'https://x:y/v1'}", "is not a URL", "https://host/v1"),
+    (_MODEL + "base_url: @'http://api.example.org'}", "by plain http to a public", "write https"),
+    (_MODEL + "base_url: @'https://x/v1?key=1'}", "ends with its path", "take away"),
+    (_MODEL + "api_key_env: @MY_LLM}", "does not say that its value is a secret", "_API_KEY"),
+    (_MODEL + "api_key_env: @'sk-abc def'}", "no variable's name", "name of the variable"),
+    (_MODEL + "effort: {@low: x}}", "unknown key 'low'", "use one of: high, medium"),
+    (_MODEL + "tries: @0}", "0 is below 1", "use 1 or more"),
+    (_MODEL + "unknown_requests: @4}", "4 is above 3", "use 3 or less"),
+    (
+        "@" + _MODEL + "context_tokens: 4000}",
+        "leaves less than 1000 tokens",
+        "raise context_tokens",
+    ),
+    (_MODEL + "canaries: {share: @2}}", "2 is above 1", "use 1.0 or less"),
+    (_MODEL + "fallback: @{provider: human}}", "'human' is not a model", "openai, anthropic"),
+    (
+        _MODEL + "fallback: @{provider: openai, model: f}}",
+        "nothing says what a request",
+        "usd_per_mtok",
+    ),
+    (_MODEL + "fallback: {@tries: 2, provider: openai}}", "unknown key 'tries'", ""),
+]
+"""What stands for the reviewer, @ where the error points, and words of it and of its fix."""
+
 RUNBOOK_ERRORS = [
     ("seed: 7", "seed: @true", "true is not a whole number", "write a whole number"),
     ("seed: 7", 'seed: @"7"', "'7' is not a whole number", "without quotes"),
@@ -276,7 +401,7 @@ RUNBOOK_ERRORS = [
     ("provenance, budget,", "provenance, @budgets,", "is not one of", "did you mean 'budget'?"),
     (CONDITIONS, "@dry", "'dry' is not a list", "write a list"),
     (f"{CONDITIONS}\n", "@[dry, budget]\n", "cannot be switched off", "add contamination,"),
-    ("{provider: human}", "@{provider: gpt}", "not available; others come later", "human"),
+    ("{provider: human}", "@{provider: gpt}", "no reviewer 'gpt'", "human, command, openai"),
     ("{provider: human}", "@{provider: command}", "'command' has no command", "add command:"),
     ("{provider: human}", "{provider: command, command: @[]}", "is empty", "at least one"),
     ("{provider: human}", '{provider: command, command: [a, @""]}', "is empty", "at least one"),
@@ -285,6 +410,7 @@ RUNBOOK_ERRORS = [
     ("{provider: human}", "{provider: command, command: [a], timeout: @5}", "a duration", "90s"),
     ("{provider: human}", "@{command: [a]}", "command belongs to", "provider: command"),
     ("{provider: human}", "@{provider: human, timeout: 5m}", "timeout belongs to", "take timeout"),
+    *(("{provider: human}", *row) for row in REVIEWER_ERRORS),
     ("  - name: B", "  - name: @A", "there is a phase 'A' already", "another name"),
     ("  - name: B", "  - name: @1", "1 is not text", "quote it"),
     ("enabled: false", "enabled: @no", "'no' is not true or false", "without quotes"),

@@ -13,12 +13,15 @@ from contextlib import suppress
 import typer
 
 from runbook.cli import (
+    bench_verb,
     calibrate_verbs,
     check_verbs,
     compare_verb,
+    diagnose_verb,
     gate_verbs,
     label_verb,
     replay_verbs,
+    report_verb,
     review_verbs,
     session_verbs,
     showing,
@@ -43,11 +46,14 @@ app.command("resume")(session_verbs.resume)
 app.command("verify")(check_verbs.verify)
 app.command("selftest")(check_verbs.selftest)
 app.command("compare")(compare_verb.compare)
+app.command("report")(report_verb.report)
+app.command("diagnose")(diagnose_verb.diagnose)
 
 review = typer.Typer(no_args_is_help=True, help="Reviews: questions at a gate, and answers.")
 review.command("list")(review_verbs.list_reviews)
 review.command("show")(review_verbs.show)
 review.command("decide")(review_verbs.decide)
+review.command("bench")(bench_verb.bench)
 app.add_typer(review, name="review")
 
 gate = typer.Typer(no_args_is_help=True, help="Gates: what was judged, and by what.")

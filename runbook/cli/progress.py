@@ -62,6 +62,10 @@ class Display:
             elif "lost" in fields:
                 step, why = (printable(str(fields.get(k)), longest=500) for k in ("step", "lost"))
                 self._line(f"warning: {step}: its child is lost: {why}", "yellow")
+            elif "unnotified" in fields:
+                self._line(
+                    f"warning: {printable(str(fields['unnotified']), longest=500)}", "yellow"
+                )
             else:
                 self._advance(fields)
 

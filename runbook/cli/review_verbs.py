@@ -18,9 +18,12 @@ from runbook.contract import Json
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
+    from runbook.events import ReviewDecided
     from runbook.report.session import ReviewView, SessionView
     from runbook.workspace import Workspace
 
+NEEDS_HUMAN = "needs_human"
+"""As ``runbook.state`` has it, which is not imported for a list."""
 ReviewId = Annotated[str, typer.Argument(envvar="RUNBOOK_REVIEW", help="E.g. pilot-2.")]
 
 
@@ -30,14 +33,13 @@ def list_reviews(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> N
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    reviews = _reviews(read_session(place))
+    reviews = read_session(place).reviews
     if as_json:
         for review in reviews:
             answer(_document(review))
     elif reviews:
-        rows = [("review", "state", "reason", "folder")]
-        rows += [(r.review_id, _state(r), r.reason, r.path) for r in reviews]
-        say("\n".join(columns(rows)))
+        header = ("review", "state", "reason", "author", "decided", "cost", "folder")
+        say("\n".join(columns([header, *map(_row, reviews)])))
     else:
         say(f"{place.root}: no review was asked for")
 
@@ -48,7 +50,7 @@ def show(review_id: ReviewId, *, workspace: Folder = WORKSPACE, as_json: AsJson 
 
     place = Workspace.at(workspace)
     view = read_session(place)
-    review = _find(view, review_id)
+    review = find_review(view, review_id)
     adjustable = next(s.adjustable for s in view.steps if s.name == review.step)
     question = _question(place, review)
     if as_json:
@@ -61,7 +63,9 @@ def show(review_id: ReviewId, *, workspace: Folder = WORKSPACE, as_json: AsJson 
 def decide(
     review_id: ReviewId,
     *,
-    action: Annotated[str, typer.Option(envvar="RUNBOOK_ACTION", help="retry, stop or override.")],
+    action: Annotated[
+        str, typer.Option(envvar="RUNBOOK_ACTION", help="One that 'review show' names.")
+    ],
     reason: Annotated[str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")],
     author: Annotated[
         str, typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who decides.")
@@ -90,26 +94,36 @@ def decide(
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
+    if not reason.strip():
+        fix = "say why, in a few words; it is kept on record"
+        raise ConfigError("a decision needs a reason", where="--reason", fix=fix)
     place = Workspace.at(workspace)
     view = read_session(place)
-    _refuse_second(_find(view, review_id))
+    _refuse_second(find_review(view, review_id))
     decided = ReviewDecided(review_id, action, _changes(changes), reason, author, person=True)
     plan = load_plan(spec or Path(view.runbook), overrides or view.overrides)
     record_decision(plan, place, decided)
     view = read_session(place)
     if as_json:
-        answer(_document(_find(view, review_id)))
+        answer(_document(find_review(view, review_id)))
     else:
         say(f"{review_id}: {action} is on record.\n{_what_follows(place, view, action)}")
 
 
-def _reviews(view: "SessionView") -> "list[ReviewView]":
-    """All reviews; their folders begin with the time they were opened."""
-    return sorted((r for step in view.steps for r in step.reviews), key=lambda r: r.path)
+def _row(review: "ReviewView") -> tuple[str, ...]:
+    from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
+    from runbook.report.figures import NOTHING, moment  # noqa: PLC0415 - start-up stays light
+
+    last = review.last
+    who = words.who(last) if last else NOTHING
+    when = moment(review.decided_at[-1]) if last else NOTHING
+    told = (review.review_id, words.state(review), review.reason)
+    return (*told, who, when, words.cost(review), review.path)
 
 
-def _find(view: "SessionView", review_id: str) -> "ReviewView":
-    reviews = {review.review_id: review for review in _reviews(view)}
+def find_review(view: "SessionView", review_id: str) -> "ReviewView":
+    """Raises ConfigError where there is no such review, with those there are."""
+    reviews = {review.review_id: review for review in view.reviews}
     if review_id not in reviews:
         known = f"there are: {', '.join(reviews)}" if reviews else "none was asked for yet"
         raise ConfigError(
@@ -121,8 +135,9 @@ def _find(view: "SessionView", review_id: str) -> "ReviewView":
 
 
 def _refuse_second(review: "ReviewView") -> None:
-    """A retry or an override was acted on, perhaps long ago; after a stop an override may come."""
-    final = next((d for d in review.decisions if d.action != "stop"), None)
+    """What was acted on stands; after a model's ``needs_human`` or a stop a person may say more."""
+    passing = (NEEDS_HUMAN, "stop")
+    final = next((d for d in review.decisions if d.action not in passing), None)
     if final:
         raise ConfigError(
             f"it is decided already: {final.action} by {final.author}: {final.reason}",
@@ -131,19 +146,13 @@ def _refuse_second(review: "ReviewView") -> None:
         )
 
 
-def _state(review: "ReviewView") -> str:
-    last = review.decisions[-1] if review.decisions else None
-    if review.superseded and not last:
-        return "superseded by a changed plan"
-    return f"{last.action} by {last.author}" if last else "open"
-
-
 def _document(review: "ReviewView") -> dict[str, Json]:
     from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
 
     document: dict[str, Json] = encode(review)
-    is_open = not review.decisions and not review.superseded
-    return {**document, "open": is_open, "allowed": list(review.allowed)}
+    told = {"state": words.state(review), "usd": review.usd, "helped": words.followed(review)}
+    return {**document, **told, "open": review.is_open, "allowed": list(review.allowed)}
 
 
 def _question(place: "Workspace", review: "ReviewView") -> str:
@@ -168,22 +177,52 @@ def _question(place: "Workspace", review: "ReviewView") -> str:
 def _footer(
     place: "Workspace", review: "ReviewView", adjustable: Mapping[str, Json]
 ) -> Iterator[str]:
+    from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
+    from runbook.report.figures import moment  # noqa: PLC0415 - start-up stays light
+    from runbook.report.review_folder import read_folder  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
 
+    folder = read_folder(place.inside(review.path))
     yield ""
-    state = "decided" if review.decisions else "open"
-    yield f"review {review.review_id} of {place.root}: {state}"
-    for decision in review.decisions:
-        yield f"  {decision.action} by {one_line(decision.author)}: {one_line(decision.reason)}"
-        yield from (f"    {name} = {value}" for name, value in decision.changes.items())
-    if not review.decisions:
-        yield f"may be answered with: {', '.join(review.allowed)}"
-    if "retry" in review.allowed:
+    yield f"review {review.review_id} of {place.root}: {one_line(words.state(review))}"
+    yield f"  asked {moment(review.asked_at)}; the verdict was {one_line(review.verdict) or 'none'}"
+    for decided, at in zip(review.decisions, review.decided_at, strict=True):
+        yield from _decision(decided, at)
+    if folder.error:
+        yield f"  the reviewer gave no answer that could be used: {one_line(folder.error)}"
+    yield f"  cost: {words.cost(review)}"
+    if review.last:
+        yield f"  what followed: {words.followed(review)}"
+    yield from (f"  {what}: {place.root / review.path / name}" for what, name in folder.files)
+    options = words.options(review)
+    if review.is_open:
+        yield f"may be answered with: {', '.join(options)}"
+    if "retry" in options:
         ranges = (f"{name} ({r['min']:g} to {r['max']:g})" for name, r in adjustable.items())
         yield f"a retry may change: {', '.join(ranges) or 'nothing'}"
-    if not review.decisions:
+    if review.is_open:
         command = ("runbook", "review", "decide", review.review_id, "--workspace", str(place.root))
         yield f"answer with:\n  {shlex.join(command)} --action ACTION --reason REASON"
+
+
+def _decision(decided: "ReviewDecided", at: str) -> Iterator[str]:
+    """Author, time and reason; then all that goes with the decision."""
+    from runbook.report.figures import fixed, moment  # noqa: PLC0415 - start-up stays light
+    from runbook.report.review_words import who  # noqa: PLC0415 - start-up stays light
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
+
+    yield f"  {decided.action} by {one_line(who(decided))}, {moment(at)}: {_all(decided.reason)}"
+    yield from (f"    {name} = {value}" for name, value in decided.changes.items())
+    if decided.confidence is not None:
+        yield f"    confidence: {fixed(decided.confidence)}"
+    yield from (f"    concern: {_all(concern)}" for concern in decided.concerns)
+    yield from (f"    to do: {_all(item)}" for item in decided.action_items)
+
+
+def _all(text: str) -> str:
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
+
+    return one_line(text, 4000)
 
 
 def _what_follows(place: "Workspace", view: "SessionView", action: str) -> str:
@@ -191,6 +230,8 @@ def _what_follows(place: "Workspace", view: "SessionView", action: str) -> str:
 
     if action == "stop":
         return "The session stays stopped. A person may still override."
+    if action == NEEDS_HUMAN:
+        return "The review stays open for a person."
     return "\n".join(f"{s.why}\n  {s.command}" for s in next_steps(view, place.root))
 
 

@@ -5,9 +5,10 @@ sessions imports ``gates.judge`` before, or every fork would do it again.
 """
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from runbook.contract import Gate, Judgement, Metric, Reviewer
+from runbook.contract import Gate, Json, Judgement, Metric, Reviewer
 from runbook.executor import Gates
 from runbook.plan import Plan
 from runbook.step_function import find_module
@@ -26,18 +27,43 @@ def gates_of(root: Path) -> Gates:
 
 def reviewer_of(plan: Plan) -> Reviewer:
     """Who answers reviews. A program named by a path starts from the runbook's folder."""
-    if plan.reviewer["provider"] == "command":
-        from agent.command import reviewer  # noqa: PLC0415 - only where one is declared
-        from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - see above
+    declared = plan.reviewer
+    if declared["provider"] == "human":
+        from agent.human import ask  # noqa: PLC0415 - only where a person answers
 
-        program, *arguments = plan.reviewer["command"]
-        if "/" in program:
-            program = str(plan.runbook.parent / program)
-        redactor = Redactor(session_secrets(os.environ, plan.environment))
-        return reviewer([program, *arguments], plan.reviewer["timeout_s"], redactor.data)
-    from agent.human import ask  # noqa: PLC0415 - only where a person answers
+        return ask
+    from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - see above
 
-    return ask
+    redactor = Redactor(session_secrets(os.environ, plan.environment))
+    if declared["provider"] == "command":
+        return _with_canaries(_program(plan, redactor.data), declared)
+    return _with_canaries(_model(declared, redactor.data), declared)
+
+
+def _with_canaries(ask: Reviewer, declared: Mapping[str, Json]) -> Reviewer:
+    if "canaries" not in declared:
+        return ask
+    from agent.canaries import Canaries, with_canaries  # noqa: PLC0415 - only where declared
+
+    return with_canaries(ask, Canaries(**declared["canaries"]))
+
+
+def _program(plan: Plan, redact: Callable[[bytes], bytes]) -> Reviewer:
+    from agent.command import reviewer  # noqa: PLC0415 - only where one is declared
+
+    program, *arguments = plan.reviewer["command"]
+    if "/" in program:
+        program = str(plan.runbook.parent / program)
+    return reviewer([program, *arguments], plan.reviewer["timeout_s"], redact)
+
+
+def _model(declared: Mapping[str, Json], redact: Callable[[bytes], bytes]) -> Reviewer:
+    from agent.model_reviewer import reviewer  # noqa: PLC0415 - only where one is declared
+    from agent.provider import Served  # noqa: PLC0415 - see above
+
+    served = [declared, declared["fallback"]] if "fallback" in declared else [declared]
+    models = [Served.of(model) for model in served]
+    return reviewer(models, tries=declared["tries"], redact=redact)
 
 
 def dry_findings(plan: Plan) -> list[str]:

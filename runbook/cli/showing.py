@@ -80,13 +80,13 @@ def watch(
 
     place = Workspace.at(workspace)
     console = Console(file=sys.stderr)
-    view, sight = _look(place)
+    view, sight = look(place)
     if console.is_terminal:
         with Live(console=console, auto_refresh=False, transient=True) as live:
             while view.outcome.state == "running":
                 live.update(Text(_screen(view, sight, place)), refresh=True)
                 time.sleep(every)
-                view, sight = _look(place)
+                view, sight = look(place)
     else:
         before = ""
         while view.outcome.state == "running":
@@ -95,7 +95,7 @@ def watch(
                 say(now)
             before = now
             time.sleep(every)
-            view, sight = _look(place)
+            view, sight = look(place)
     say(_screen(view, sight, place))
     raise typer.Exit(view.outcome.exit_code)
 
@@ -210,7 +210,7 @@ def show(place: "Workspace", *, as_json: bool) -> None:
     """The session on one screen, or as one JSON object."""
     from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
 
-    view, sight = _look(place)
+    view, sight = look(place)
     if as_json:
         told = {"alive": sight.alive, "heartbeat": encode(sight.beat)}
         told["outlook"] = encode(_outlook(view, sight))
@@ -231,7 +231,7 @@ def _outlook(view: "SessionView", sight: "Sight") -> "Outlook":
     return outlook(view, _history(view), sight.beat.progress if sight.beat else {})
 
 
-def _look(place: "Workspace") -> "tuple[SessionView, Sight]":
+def look(place: "Workspace") -> "tuple[SessionView, Sight]":
     """The session, and what is seen of its executor. Raises as ``read_session`` does."""
     from runbook.report.status import Sight  # noqa: PLC0415 - start-up stays light
 

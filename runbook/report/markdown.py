@@ -4,13 +4,15 @@ Each number comes from the journal. Text that a model, a step or a person wrote 
 through ``runbook.report.safe_text``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from runbook.contract import Json
 from runbook.report import figures as f
 from runbook.report import filters, held_out, outcome
-from runbook.report.safe_text import Code, block, code, json_line, prose, table
+from runbook.report import review_words as words
+from runbook.report.review_report import REPORT
+from runbook.report.safe_text import Code, block, code, json_line, link, prose, table
 from runbook.report.session import SessionView, StepView
 from runbook.report.step_section import evaluation_section, section
 
@@ -18,12 +20,13 @@ _ACCEPTANCE = ("instruction_acceptance", "pair_acceptance")
 """Metrics that rest on the word of a filter."""
 
 
-def render_report(view: SessionView, root: Path = Path()) -> str:
+def render_report(view: SessionView, root: Path = Path(), trust: Sequence[str] = ()) -> str:
     """The whole page.
 
     Args:
         view: the session.
         root: the workspace, for the commands; by default the folder the report stands in.
+        trust: the section on what the reviewers are worth, from ``runbook.report.trust``.
     """
     if view.outcome.state == "none":
         return "# No session yet\n"
@@ -35,6 +38,8 @@ def render_report(view: SessionView, root: Path = Path()) -> str:
         *(line for step in view.evaluations for line in evaluation_section(step)),
         *(line for one in held_out.told(view.scorings) for line in (f"{prose(one)}.", "")),
         *_faults(view),
+        *_reviews(view),
+        *trust,
         "## Step by step",
         "",
         *(line for step in view.steps for line in section(step, view.limits.usd_per_hour)),
@@ -135,6 +140,20 @@ def _faults(view: SessionView) -> list[str]:
     ]
     lines = [f"- {prose(f'{name}: no comparison could be made: {why}')}" for name, why in found]
     return [*lines, ""] if lines else []
+
+
+def _reviews(view: SessionView) -> list[str]:
+    """Every review on a line, and where each one's story stands."""
+    if not view.reviews:
+        return []
+    header = ("review", "asked because", "decision", "cost", "what followed")
+    rows = [
+        (Code(r.review_id), words.why(r), words.state(r), words.cost(r), words.followed(r))
+        for r in view.reviews
+    ]
+    lines = ["## Reviews", "", *table(header, rows), "Evidence, reasoning and plot of each:", ""]
+    named = ((r.review_id, f"{r.path}/{REPORT}") for r in view.reviews)
+    return [*lines, *(f"- {link(name, path)}" for name, path in named), ""]
 
 
 def _samples(view: SessionView) -> list[str]:

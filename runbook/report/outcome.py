@@ -6,13 +6,15 @@ capitals, which only a person can fill in.
 
 import shlex
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from runbook.report import evaluation, spending
+from runbook.contract import Json
+from runbook.events import ReviewDecided
+from runbook.report import evaluation, review_words, spending
 from runbook.report import figures as f
-from runbook.report.session import AcceptanceView, ReviewView, SessionView, StepView
+from runbook.report.session import AcceptanceView, AttemptView, ReviewView, SessionView, StepView
 from runbook.state import Status
 from runbook.workspace import Workspace
 
@@ -23,6 +25,7 @@ _CAUSES = {
     "instrument": "a reading cannot be believed, and its review decided to stop",
     "underpowered": "the sample is too small to decide, and its review decided to stop",
     "smoke": "a smoke did not show the change to help, and its review decided to stop",
+    "question": "a step asked a question, and its review decided to stop",
     "sentinel": "a sentinel tripped",
     "error": "an error",
     "budget": "the budget is spent",
@@ -38,7 +41,9 @@ _CAUSES = {
 _TOO_LITTLE = "the budget's rest does not last for the next batch"
 HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
-_FINAL = frozenset({"gate failed", "closing", "instrument", "underpowered", "smoke", "sentinel"})
+_FINAL = frozenset(
+    {"gate failed", "closing", "instrument", "underpowered", "smoke", "question", "sentinel"}
+)
 """Stops after which the same command only stops again."""
 _CURABLE = frozenset(
     {
@@ -81,7 +86,12 @@ def title(view: SessionView) -> str:
         case _ if now.reason == "budget" and spending.is_left_over(view):
             return f"stopped: {_TOO_LITTLE} (exit {now.exit_code})"
         case _:
-            return f"stopped: {_CAUSES.get(now.reason, now.reason)} (exit {now.exit_code})"
+            return f"stopped: {cause(view)} (exit {now.exit_code})"
+
+
+def cause(view: SessionView) -> str:
+    """What a stop's reason means, in a clause; empty where nothing was stopped."""
+    return _CAUSES.get(view.outcome.reason, view.outcome.reason)
 
 
 def sentences(view: SessionView) -> list[str]:
@@ -90,19 +100,26 @@ def sentences(view: SessionView) -> list[str]:
     now = view.outcome
     if now.state == "running":
         told.append(_running(view))
-    cause, *rest = now.detail.splitlines() or [""]
-    told += [f"Cause: {cause}"] if cause else []
+    first, *rest = now.detail.splitlines() or [""]
+    told += [f"Cause: {first}"] if first else []
     told += [line.strip().replace("fix: ", "Fix: ", 1) for line in rest if line.strip()]
     if now.decided:
         told.append(f"Decided by {now.decided.author}: {now.decided.reason}")
     told += [f"{_trained(view, s)}: {evaluation.sentence(s.comparison)}." for s in view.evaluations]
     for step in view.steps:
         if step.override:
-            who = step.override.author
-            told.append(f"{step.name} did not pass, and {who} overrode it: {step.override.reason}")
+            told.append(_overridden(step, step.override))
     if now.state == "done":
         told.append(_gates(view))
     return [*told, *_pod(view)]
+
+
+def _overridden(step: StepView, override: ReviewDecided) -> str:
+    """By whom, when and why; the verdict that was passed by stays on record."""
+    at = next((f.moment(r.time_of(override)) for r in step.reviews if override in r.decisions), "")
+    verdict = f" ({step.last.verdict})" if step.last and step.last.verdict else ""
+    who = f"{override.author} overrode it"
+    return f"{step.name} did not pass{verdict}, and {who}: {override.reason} ({at})"
 
 
 def _pod(view: SessionView) -> list[str]:
@@ -177,10 +194,10 @@ def word(step: StepView) -> str:
             return "pass (thin)" if last.thin else "pass"
         case Status.PASSED:
             return "done"
-        case Status.JUDGED if last and last.smoke:
-            return "smoke judged"
         case Status.JUDGED if last:
-            return "sentinel tripped" if last.sentinel else last.verdict
+            return _judged(last)
+        case Status.FINISHED if step.reviews and step.reviews[-1].reason == "question":
+            return "a question is open"
         case Status.FAILED:
             return "error"
         case Status.FINISHED:
@@ -191,6 +208,15 @@ def word(step: StepView) -> str:
             return "to run again" if last else "not started"
         case _:
             return str(step.status.value)
+
+
+def _judged(last: AttemptView) -> str:
+    """Of an attempt whose gate did not let the session go on."""
+    if last.smoke:
+        return "smoke judged"
+    if last.sentinel:
+        return "sentinel tripped"
+    return "pass, with a question" if last.verdict == "pass" else last.verdict
 
 
 def losses(step: StepView) -> str:
@@ -253,7 +279,7 @@ def reading(view: SessionView) -> list[tuple[str, str]]:
     if view.outcome.state in ("stopped", "done") or any(s.manifest for s in view.steps):
         found.append(("report", HERE.relative(HERE.report)))
     if view.waiting:
-        found.append(("review", view.waiting.path))
+        found.append(("review", f"{view.waiting.path}/report.md"))
     stuck = view.current
     if stuck and stuck.judged and not stuck.comparison:
         found.append((f"verdict on {stuck.name}", stuck.judged))
@@ -310,8 +336,9 @@ def _again(view: SessionView, root: Path) -> NextStep:
             resume = shlex.join(["runbook", "resume", "--workspace", str(root)])
             return NextStep("It waits for a person, who goes on with:", resume)
         case "error" | "no progress":
+            log = HERE.relative(HERE.log(broken(view)))
             told = (
-                f"Read {_log(view)} and mend the cause. Where that changes the runbook, a file it "
+                f"Read {log} and mend the cause. Where that changes the runbook, a file it "
                 "names or a step's code, add --accept-changes REASON to the command that goes on:"
             )
             return NextStep(told, run)
@@ -328,16 +355,20 @@ def _again(view: SessionView, root: Path) -> NextStep:
 
 
 def _decide(view: SessionView, review: ReviewView, root: Path) -> Iterator[NextStep]:
-    yield NextStep("Read the question:", _review("show", review, root))
-    told = f"Decide; ACTION is {f.listed(review.allowed)}, REASON is kept on record:"
-    yield NextStep(told, _review("decide", review, root, "ACTION"))
+    yield NextStep("Read the question:", review_command("show", review, root))
+    told = f"Decide; ACTION is {f.listed(review_words.options(review))}, REASON is kept on record:"
+    yield NextStep(told, review_command("decide", review, root, "ACTION"))
     bounds = next((s.adjustable for s in view.steps if s.name == review.step), {})
     if bounds and "retry" in review.allowed:
-        found = {name: f.mapping(ends) for name, ends in bounds.items()}
-        ranges = [f"{name} ({r.get('min')} to {r.get('max')})" for name, r in found.items()]
-        told = f"Or retry with other parameters; NAME=NUMBER is one of {', '.join(ranges)}:"
-        retry = _review("decide", review, root, "retry", "--change", "NAME=NUMBER")
+        told = f"Or retry with other parameters; NAME=NUMBER is one of {ranges(bounds)}:"
+        retry = review_command("decide", review, root, "retry", "--change", "NAME=NUMBER")
         yield NextStep(told, retry)
+
+
+def ranges(adjustable: Mapping[str, Json]) -> str:
+    """``t (0.1 to 1.0), rows (1 to 4)``: what a retry may change, and how far."""
+    found = {name: f.mapping(ends) for name, ends in adjustable.items()}
+    return ", ".join(f"{name} ({r.get('min')} to {r.get('max')})" for name, r in found.items())
 
 
 def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
@@ -345,12 +376,10 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
     step = view.current
     if step and step.reviews:
         review = step.reviews[-1]
-        yield NextStep("Read the evidence:", _review("show", review, root))
-        told = "If you know better, override it on record; the session then ends with exit 6:"
-        if step.last and step.last.smoke:
-            told = "If you know better, have the change run in full, on record:"
-        yield NextStep(told, _review("decide", review, root, "override"))
-        yield NextStep("After an override the same command goes on:", view.command(root))
+        yield NextStep("Read the evidence:", review_command("show", review, root))
+        if "override" in review.allowed:
+            yield NextStep(_why_override(step), review_command("decide", review, root, "override"))
+            yield NextStep("After an override the same command goes on:", view.command(root))
     show = ["runbook", "plan", view.runbook, "--workspace", str(root), *view.options()]
     told = "Or mend the runbook, see what of this session stays, and accept the change on record:"
     yield NextStep(told, shlex.join(show))
@@ -358,13 +387,22 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
     yield NextStep(told, view.command(Path("NEW_WORKSPACE")))
 
 
-def _review(verb: str, review: ReviewView, root: Path, action: str = "", *options: str) -> str:
+def _why_override(step: StepView) -> str:
+    if step.last and step.last.smoke:
+        return "If you know better, have the change run in full, on record:"
+    return "If you know better, override it on record; the session then ends with exit 6:"
+
+
+def review_command(
+    verb: str, review: ReviewView, root: Path, action: str = "", *options: str
+) -> str:
+    """``runbook review VERB ID ...``; with an action, the reason is a person's to fill in."""
     answer = ["--action", action, *options, "--reason", "REASON"] if action else []
     words = ["runbook", "review", verb, review.review_id, *answer, "--workspace", str(root)]
     return shlex.join(words)
 
 
-def _log(view: SessionView) -> str:
-    broken = (s for s in view.steps if s.status in (Status.FAILED, Status.INTERRUPTED))
-    step = next(broken, None)
-    return HERE.relative(HERE.log(step.name if step else "executor"))
+def broken(view: SessionView) -> str:
+    """Whose log tells of an error: the step that failed, or else the executor itself."""
+    steps = (s.name for s in view.steps if s.status in (Status.FAILED, Status.INTERRUPTED))
+    return next(steps, "executor")

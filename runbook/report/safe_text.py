@@ -1,13 +1,14 @@
 """Foreign text in a report: it is data, so it can neither shape the page nor move a cursor.
 
-Three ways in, none other: ``prose`` within a sentence or a cell, ``code`` for a name or a path,
-``block`` for whole lines. What a terminal would act on is spelled out as an escape, and so is what
-would end the place the text stands in.
+Four ways in, none other: ``prose`` within a sentence or a cell, ``code`` for a name or a path,
+``link`` for a file to go to, ``block`` for whole lines. What a terminal would act on is spelled out
+as an escape, and so is what would end the place the text stands in.
 """
 
 import json
 import re
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
 from runbook.contract import Json
 from runbook.problems import printable
@@ -24,6 +25,12 @@ _OPENS_BLOCK = re.compile(r"[#>=]|[-+](?=\s|$|[-+])|\d+[.)](?=\s|$)")
 
 class Code(str):
     """A table's cell that is a name or a path, shown as code."""
+
+    __slots__ = ()
+
+
+class Strong(str):
+    """A table's cell that stands out."""
 
     __slots__ = ()
 
@@ -61,6 +68,11 @@ def code(text: str, longest: int = _LONGEST) -> str:
     return f"`{line}`" if line else NOTHING
 
 
+def link(label: str, path: str) -> str:
+    """A link to a file below the folder of the report, whatever characters its path has."""
+    return f"[{_inline(label)}](./{quote(path, errors='backslashreplace')})"
+
+
 def json_line(value: Json, longest: int = _LONGEST) -> str:
     """A value as ASCII JSON on one line; a long text in it is cut first."""
     short = cut(value, longest) if isinstance(value, str) else value
@@ -92,7 +104,9 @@ def _line(row: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def _cell(text: str) -> str:
-    return code(text) if isinstance(text, Code) else _inline(text)
+    if isinstance(text, Code):
+        return code(text)
+    return f"**{_inline(text)}**" if isinstance(text, Strong) and text.strip() else _inline(text)
 
 
 def columns(rows: Iterable[Sequence[str]], indent: str = "  ") -> list[str]:

@@ -1,5 +1,6 @@
 """What a report knows of a session: frozen data, filled by ``runbook.report.view``."""
 
+import math
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from runbook.budget import Limits, Spent
 from runbook.contract import Artifact, Json, Metric
 from runbook.report.figures import mapping
 from runbook.report.held_out import Scorings
-from runbook.state import ALLOWED, Status
+from runbook.state import ALLOWED, NEEDS_HUMAN, Status
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,45 @@ class AttemptView:
 
 
 @dataclass(frozen=True)
+class RequestView:
+    """One request that a review sent to a reviewer that is paid."""
+
+    sent_at: str
+    """Wall time, UTC."""
+    usd: float
+    """What it cost; while its end is not known, what was reserved for it."""
+    settled: bool
+    input_tokens: int
+    output_tokens: int
+
+
+@dataclass(frozen=True)
+class Effect:
+    """One criterion as it was reviewed, and in what was judged next."""
+
+    before: CriterionView | None
+    after: CriterionView | None
+    """None: it is not of that gate."""
+    change: str
+    """passed, better, unchanged, worse, or failed where it had passed."""
+
+
+@dataclass(frozen=True)
+class Followed:
+    """What came of a decision that had something made or judged again."""
+
+    outcome: str
+    """As ``runbook.contract.EarlierReview.outcome``."""
+    attempt: int = 0
+    """The one judged next; 0 while there is none."""
+    look: int = 1
+    verdict: str = ""
+    at: str = ""
+    """Wall time of that verdict, UTC."""
+    effects: tuple[Effect, ...] = ()
+
+
+@dataclass(frozen=True)
 class ReviewView:
     review_id: str
     step: str
@@ -77,11 +117,44 @@ class ReviewView:
     decisions: tuple[ev.ReviewDecided, ...]
     superseded: bool = False
     """Whether a change of the plan has since taken back what it was asked about."""
+    options: tuple[str, ...] = ()
+    """What it may answer, as asked; empty in an older journal."""
+    verdict: str = ""
+    """Of the gate, when it was asked; empty without one."""
+    asked_at: str = ""
+    """Wall time, UTC."""
+    decided_at: tuple[str, ...] = ()
+    """Of each decision."""
+    requests: tuple[RequestView, ...] = ()
+    question: str = ""
+    """The step's own."""
+    followed: Followed | None = None
+    """None where nothing is to be judged again."""
 
     @property
     def allowed(self) -> tuple[str, ...]:
         """What it may answer."""
-        return ALLOWED.get(self.reason, ())
+        return self.options or ALLOWED.get(self.reason, ())
+
+    @property
+    def last(self) -> ev.ReviewDecided | None:
+        """The decision that holds."""
+        return self.decisions[-1] if self.decisions else None
+
+    def time_of(self, decided: ev.ReviewDecided) -> str:
+        """When this decision of it was made, UTC."""
+        times = zip(self.decisions, self.decided_at, strict=False)
+        return next((at for decision, at in times if decision == decided), "")
+
+    @property
+    def is_open(self) -> bool:
+        """Whether an answer is still to come, if only a person's."""
+        return not self.superseded and (self.last is None or self.last.action == NEEDS_HUMAN)
+
+    @property
+    def usd(self) -> float:
+        """What its requests cost, those of unknown end at their worst."""
+        return math.fsum(request.usd for request in self.requests)
 
 
 @dataclass(frozen=True)
@@ -216,12 +289,16 @@ class SessionView:
         return str(mapping(self.plan.get("model")).get("name", ""))
 
     @property
+    def reviews(self) -> tuple[ReviewView, ...]:
+        """Of all steps, in the order in which they were asked."""
+        return tuple(sorted((r for s in self.steps for r in s.reviews), key=lambda r: r.asked_at))
+
+    @property
     def waiting(self) -> ReviewView | None:
         """The review without which the session does not go on."""
         if self.outcome.reason != "review" or self.outcome.decided:
             return None
-        reviews = (r for step in self.steps for r in step.reviews if not r.superseded)
-        return next((r for r in reviews if not r.decisions and r.review_id), None)
+        return next((r for r in self.reviews if r.is_open and r.review_id), None)
 
     @property
     def current(self) -> StepView | None:

@@ -129,6 +129,24 @@ def allowance(names: Iterable[str], view: SessionView) -> tuple[str, list[str]]:
     return f"for the whole session, in which {used} were spent so far; {words}", sets
 
 
+def raised(names: Iterable[str], view: SessionView) -> list[str]:
+    """Half as much again under these limits, as ``--set`` arguments."""
+    spent, limits = view.spent, view.limits
+    more = {
+        "wall_clock": _half_more(limits.wall_clock_s, spent.seconds, 60.0),
+        "gpu_hours": _half_more(limits.gpu_hours, spent.gpu_hours(limits), 1.0),
+        "usd": _half_more(limits.usd, spent.usd(limits), 1.0),
+        "review_usd": _half_more(limits.review_usd, spent.review_usd, 2 * view.request_usd),
+    }
+    told = {name: f"{math.ceil(100 * value) / 100:g}" for name, value in more.items()}
+    told["wall_clock"] = f"{math.ceil(more['wall_clock'] / 60)}m"
+    return [f"budget.{name}={told[name]}" for name in names]
+
+
+def _half_more(limit: float | None, used: float, least: float) -> float:
+    return max(1.5 * (limit or 0.0), used + least)
+
+
 def lines(spent: Spent, limits: Limits) -> list[str]:
     """One line for each limit, and for money where a price is known; none where nothing is."""
     told = []

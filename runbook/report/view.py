@@ -7,6 +7,7 @@ parameters of two attempts.
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -20,22 +21,20 @@ from runbook.errors import CorruptError
 from runbook.fingerprint import recorded_plan
 from runbook.journal import Entry, seconds_spent
 from runbook.machine import replay
-from runbook.params import all_params
-from runbook.report.criteria import criterion_view
+from runbook.report.attempts import attempts_of
 from runbook.report.figures import mapping
 from runbook.report.held_out import count_scorings
 from runbook.report.session import (
     AcceptanceView,
-    AttemptView,
-    Change,
     Outcome,
     ReviewView,
     SessionView,
     StepView,
 )
-from runbook.state import SMOKE, Status
+from runbook.report.stories import Story, reviews_of, stories_of
+from runbook.state import NEEDS_HUMAN, Status
 
-__all__ = ["SessionView", "build_view"]
+__all__ = ["SessionView", "Story", "build_stories", "build_view"]
 
 T = TypeVar("T")
 _ASKED = frozenset({"SIGTERM", "SIGINT", "paused after a committed batch"})
@@ -48,8 +47,21 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
     Raises:
         CorruptError: an entry is of a kind that this version does not know.
     """
-    # Key order is normalised: a line just appended must be shown like one read from disk.
-    known = [ev.from_body(json.loads(canonical_json(dict(e.body)))) for e in entries]
+    return _view(entries, _known(entries))
+
+
+def build_stories(entries: Sequence[Entry]) -> tuple[Story, ...]:
+    """The story of each review, in the order in which they were asked. Raises as ``build_view``."""
+    known = _known(entries)
+    return stories_of(entries, known, _view(entries, known).reviews)
+
+
+def _known(entries: Sequence[Entry]) -> list[ev.Event]:
+    """Key order is normalised: a line just appended must be shown like one read from disk."""
+    return [ev.from_body(json.loads(canonical_json(dict(e.body)))) for e in entries]
+
+
+def _view(entries: Sequence[Entry], known: Sequence[ev.Event]) -> SessionView:
     session = next(iter(_all(known, ev.SessionStarted)), None)
     agreed = agreed_plan(known)
     if session is None or agreed is None:
@@ -58,7 +70,9 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
     resumed = _all(known, ev.SessionResumed)
     certificates = [session.certificate, *(fact.certificate for fact in resumed)]
     limits = [session.limits, *(fact.limits for fact in resumed)]
-    sampled = [f for f in _all(known, ev.StepFinished) if f.samples]
+    # An evaluation's are items of the held-out set, and no rows that were kept.
+    ends = _all(known, ev.StepFinished)
+    sampled = [f for f in ends if f.samples and f.judged_file != "evaluation.json"]
     return SessionView(
         run_id=session.run_id,
         name=session.name,
@@ -79,7 +93,7 @@ def build_view(entries: Sequence[Entry]) -> SessionView:
         outcome=_outcome(known),
         certificate=certificates[-1],
         pod_stop=next(iter(reversed(_all(known, ev.PodStopRequested))), None),
-        steps=_steps(plan, known),
+        steps=_steps(plan, known, reviews_of(entries, known)),
         samples=sampled[-1].samples if sampled else (),
         samples_of=sampled[-1].step if sampled else "",
         scorings=count_scorings(known),
@@ -100,7 +114,7 @@ def _outcome(known: Iterable[ev.Event]) -> Outcome:
                 now = Outcome("stopped", fact.exit_code, fact.reason, fact.detail)
             case ev.SessionDone():
                 now = Outcome("done", fact.exit_code, overrides=fact.overrides)
-            case ev.ReviewDecided() if now.state == "stopped":
+            case ev.ReviewDecided() if now.state == "stopped" and fact.action != NEEDS_HUMAN:
                 now = Outcome(now.state, now.exit_code, now.reason, now.detail, decided=fact)
     return now
 
@@ -146,7 +160,9 @@ def _ahead(known: Iterable[ev.Event]) -> float:
     return ahead
 
 
-def _steps(plan: Mapping[str, Json], known: Sequence[ev.Event]) -> tuple[StepView, ...]:
+def _steps(
+    plan: Mapping[str, Json], known: Sequence[ev.Event], reviews: Sequence[ReviewView]
+) -> tuple[StepView, ...]:
     documents = mapping(plan.get("steps"))
     facts: dict[str, list[ev.Event]] = {str(name): [] for name in plan.get("order") or ()}
     owner = {r.review_id: r.step for r in _all(known, ev.ReviewRequested)}
@@ -168,7 +184,9 @@ def _steps(plan: Mapping[str, Json], known: Sequence[ev.Event]) -> tuple[StepVie
             mapping(documents.get(name)),
             mine,
             statuses.get(name, Status.PENDING),
-            superseded,
+            tuple(
+                replace(r, superseded=r.review_id in superseded) for r in reviews if r.step == name
+            ),
         )
         for name, mine in facts.items()
     )
@@ -224,7 +242,7 @@ def _step(
     document: Mapping[str, Json],
     mine: list[ev.Event],
     status: Status,
-    superseded: set[str],
+    reviews: tuple[ReviewView, ...],
 ) -> StepView:
     finished = _all(mine, ev.StepFinished)
     skipped = _all(mine, ev.StepSkipped)
@@ -236,10 +254,10 @@ def _step(
         phase=skipped[-1].phase if skipped else str(document.get("phase", "")),
         inputs=tuple(document.get("inputs") or ()),
         status=status,
-        attempts=_attempts(mine),
+        attempts=attempts_of(mine),
         adjustments=tuple(_all(mine, ev.Adjusted)),
         adjustable=mapping(document.get("adjustable")),
-        reviews=_reviews(mine, superseded),
+        reviews=reviews,
         losses=tuple(f.cause for f in _all(mine, ev.StepInterrupted) if not _was_asked(f.cause)),
         skipped=skipped[-1].why if skipped else "",
         tokens=sum(tokens.values()),
@@ -255,66 +273,3 @@ def _step(
 def _was_asked(cause: str) -> bool:
     """Whether the executor, a person or the step itself wanted this interruption."""
     return cause in _ASKED or cause.startswith("a person asked for it")
-
-
-def _reviews(mine: list[ev.Event], superseded: set[str]) -> tuple[ReviewView, ...]:
-    decided = _all(mine, ev.ReviewDecided)
-    return tuple(
-        ReviewView(
-            asked.review_id,
-            asked.step,
-            asked.attempt,
-            asked.reason,
-            asked.path,
-            tuple(d for d in decided if d.review_id == asked.review_id),
-            asked.review_id in superseded,
-        )
-        for asked in _all(mine, ev.ReviewRequested)
-    )
-
-
-def _attempts(mine: list[ev.Event]) -> tuple[AttemptView, ...]:
-    found: list[AttemptView] = []
-    for number in dict.fromkeys(s.attempt for s in _all(mine, ev.StepStarted)):
-        facts = [f for f in mine if getattr(f, "attempt", None) == number]
-        full = next((a.params for a in reversed(found) if not a.smoke), None)
-        found.append(_attempt(number, facts, full))
-    return tuple(found)
-
-
-def _attempt(number: int, facts: list[ev.Event], before: Mapping[str, Json] | None) -> AttemptView:
-    started = _all(facts, ev.StepStarted)[0]
-    params = started.params
-    finished = _all(facts, ev.StepFinished)
-    judged = _all(facts, ev.GateJudged)
-    extended = _all(facts, ev.SampleExtended)
-    batches = _all(facts, ev.BatchCommitted)
-    metrics = finished[-1].metrics if finished else ()
-    verdict = judged[-1] if judged else None
-    return AttemptView(
-        number=number,
-        params=params,
-        changes=_changes(before, params) if before is not None else (),
-        extension=extended[-1].params if extended else {},
-        smoke=started.look == SMOKE,
-        finished=bool(finished),
-        verdict=verdict.verdict if verdict else "",
-        sentinel=bool(verdict and verdict.sentinel),
-        criteria=tuple(criterion_view(c, metrics) for c in verdict.criteria) if verdict else (),
-        reasons=verdict.reasons if verdict else (),
-        details=verdict.details if verdict else {},
-        metrics=metrics,
-        errors=tuple(_all(facts, ev.StepFailed)),
-        batches=len(batches),
-        records=sum(b.records for b in batches),
-        last_batch=batches[-1].key if batches else "",
-    )
-
-
-def _changes(before: Mapping[str, Json], after: Mapping[str, Json]) -> tuple[Change, ...]:
-    old, new = dict(all_params(dict(before))), dict(all_params(dict(after)))
-    return tuple(
-        Change(name, old.get(name), new.get(name))
-        for name in sorted({*old, *new})
-        if old.get(name) != new.get(name)
-    )

@@ -1,0 +1,373 @@
+"""The reviewers ``openai`` and ``anthropic``: one question to a model, its answer within bounds.
+
+Rule: whatever is not a well-formed answer within the request's bounds is no decision, and a person
+must decide; the cause then stands in ``error.txt``, the text that was none in ``draft.txt``. Each
+request is reserved with the request's account at what it may cost at worst, one at a time, and
+settled by what the provider counted. One whose end nobody knows stays reserved, and the account
+says how many follow it. See ``agent.review_files`` for what is stored and when.
+
+An answer that cannot be read is asked for once more, with its error quoted. The declared fallback
+is asked where the first model cannot answer at all: it failed for good, or was busy to the last
+try. It is not asked after an answer, whatever that says, since a second opinion would be chosen by
+what the first one was; nor after an unknown outcome, since both might then be paid for one answer.
+"""
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NoReturn
+
+import tenacity
+
+from agent import anthropic_provider, human, openai_provider
+from agent.answer import (
+    Answer,
+    UnusableError,
+    answer_schema,
+    check_bounds,
+    instruction,
+    open_actions,
+    read_answer,
+    shown,
+)
+from agent.exchange import fetch
+from agent.failures import (
+    PermanentError,
+    ProviderError,
+    RefusedError,
+    StoppedError,
+    TransientError,
+    UnknownOutcomeError,
+)
+from agent.provider import Call, Message, Provider, Served, Tokens, load_body
+from agent.review_files import ANSWERED, FAILED, SENT, ReviewFiles
+from agent.review_files import Sent as SentRequest
+from runbook.artifacts import canonical_json, sha256_bytes
+from runbook.contract import Decision, Json, Reviewer, ReviewRequest
+
+PROVIDERS: Mapping[str, Provider] = {
+    "openai": openai_provider.PROVIDER,
+    "anthropic": anthropic_provider.PROVIDER,
+}
+_LOCAL_KEY = "none-needed"
+"""Sent to a server on this machine where no key is declared: the SDKs want one."""
+_SLICE_S = 0.2
+_FIRST_WAIT_S = 2.0
+_DRAFT_LIMIT = 8000
+"""Characters of a reply that is quoted back to the model that gave it."""
+
+
+def reviewer(
+    models: Sequence[Served],
+    *,
+    tries: int = 4,
+    redact: Callable[[bytes], bytes] = bytes,
+    environ: Mapping[str, str] = os.environ,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Reviewer:
+    """A reviewer that asks the first of these models, and the next as its fallback.
+
+    Args:
+        models: one or two.
+        tries: how often one question is sent to a model that is busy or cannot be reached.
+        redact: takes secrets out of bytes; by default there are none.
+        environ: where the keys stand.
+        sleep: waits between two tries, in slices.
+    """
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        human.ask(request)
+        if not open_actions(request):
+            return None
+        mine = replace(request, allowed=open_actions(request))
+        files = ReviewFiles(request.workspace / request.path, redact)
+        try:
+            prompt = files.prompt(mine, lambda: render(mine, models))
+        except ValueError as error:
+            files.fail([f"the dossier: {error}; raise context_tokens, or decide yourself"], "")
+            return None
+        asked = [_Asked(mine, files, served, prompt, tries, environ, sleep) for served in models]
+        return _known(asked, files) or _ask_in_turn(asked, files)
+
+    return ask
+
+
+def render(request: ReviewRequest, models: Sequence[Served]) -> str:
+    """What a model is sent; it fits the smallest context that is declared."""
+    form = instruction(request, complete=True)
+    left = min(served.context_tokens - served.max_output_tokens for served in models)
+    return f"{dossier(request, max_tokens=left - len(form) // 2)}\n{form}"
+
+
+def dossier(request: ReviewRequest, *, max_tokens: int) -> str:
+    """The question with its evidence, under a fence of its own."""
+    from agent.dossier import render as render_dossier  # noqa: PLC0415 - it loads a template engine
+
+    return render_dossier(request, fence=secrets.token_hex(8), max_tokens=max_tokens)
+
+
+def _known(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:
+    """The answer that was taken before; it is held against the bounds again."""
+    document = files.decision()
+    for each in asked:
+        if document.get("key") == each.key:
+            try:
+                answer = Answer.model_validate(document.get("answer"))
+                check_bounds(answer, each.request)
+            except ValueError:
+                return None
+            return answer.decision(each.served.name)
+    return None
+
+
+def _ask_in_turn(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:
+    causes: list[str] = []
+    draft = ""
+    # Where a fallback was asked before a crash, the first model is not asked again: it may be paid.
+    begun = [i for i, each in enumerate(asked) if each.is_open]
+    for each in asked[begun[-1] if begun else 0 :]:
+        try:
+            return each.decide()
+        except (PermanentError, TransientError) as error:
+            causes.append(f"{each.served.name}: {error}")
+            if each.is_open:
+                break
+        except (ProviderError, RefusedError, StoppedError) as error:
+            causes.append(f"{each.served.name}: {error}")
+            break
+        except NoAnswerError as error:
+            causes.append(f"{each.served.name}: {error}")
+            draft = error.draft
+            break
+    files.fail(causes, draft)
+    return None
+
+
+class NoAnswerError(Exception):
+    """The model was asked to the end, and what it said is no answer."""
+
+    def __init__(self, cause: str, draft: str) -> None:
+        super().__init__(cause)
+        self.draft = draft
+
+
+class _RepairableError(Exception):
+    """A reply that one more request may mend; holds the reply's text."""
+
+    def __init__(self, cause: str, draft: str) -> None:
+        super().__init__(cause)
+        self.draft = draft
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One model, asked one question."""
+
+    request: ReviewRequest
+    files: ReviewFiles
+    served: Served
+    prompt: str
+    tries: int
+    environ: Mapping[str, str] = field(repr=False)
+    sleep: Callable[[float], None]
+
+    @property
+    def key(self) -> str:
+        """The review key: what an answer holds for."""
+        of, served = self.request, self.served
+        asked = [served.provider, served.base_url, served.model]
+        return _sha256([of.run_id, of.step, of.attempt, self.prompt, asked])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether a request was sent to this model that may have been charged."""
+        sent = self.files.requests()
+        return any(s.review_key == self.key and s.outcome != FAILED for s in sent)
+
+    def decide(self) -> Decision:
+        """The model's decision, on disk before it is returned. Raises as the module says."""
+        first = (("user", self.prompt),)
+        try:
+            answer, sent = self._answer(self.key, first)
+        except _RepairableError as wrong:
+            answer, sent = self._repaired(first, wrong)
+        document = {
+            "key": self.key,
+            "author": self.served.name,
+            "answer": answer.model_dump(),
+            "request": sent.number,
+        }
+        self.files.decide(document)
+        return answer.decision(self.served.name)
+
+    def _repaired(
+        self, first: tuple[Message, ...], wrong: _RepairableError
+    ) -> tuple[Answer, SentRequest]:
+        """The answer to the one request that quotes what was wrong. Raises NoAnswerError."""
+        draft = shown(wrong.draft, _DRAFT_LIMIT)
+        quoted = (("assistant", draft),) if draft.strip() else ()
+        asked = (*first, *quoted, ("user", _repair(str(wrong))))
+        try:
+            return self._answer(_sha256([self.key, *asked[1:]]), asked)
+        except (_RepairableError, NoAnswerError) as again:
+            draft = again.draft or wrong.draft
+            raise NoAnswerError(f"{wrong}; asked to mend it: {again}", draft) from again
+        except (ProviderError, RefusedError, StoppedError) as error:
+            raise NoAnswerError(f"{wrong}; not mended: {error}", wrong.draft) from error
+
+    def _answer(self, key: str, messages: tuple[Message, ...]) -> tuple[Answer, SentRequest]:
+        """The answer to a conversation, asked for where no response to it is stored.
+
+        Raises:
+            _RepairableError: the reply is none, and may be mended.
+            NoAnswerError: it is none.
+        """
+        stored = self.files.response(key)
+        if stored and stored[0].outcome == SENT:
+            self._settle(*stored)
+        sent, body = stored or self._ask(key, messages)
+        try:
+            reply = self._provider.read(load_body(body))
+        except UnusableError as error:
+            raise NoAnswerError(str(error), "") from error
+        if reply.cut_off:
+            raise _RepairableError(reply.ended, reply.text)
+        if reply.ended:
+            raise NoAnswerError(reply.ended, reply.text)
+        try:
+            text = reply.text.encode("utf-8", "backslashreplace")
+            return read_answer(text, self.request, complete=True), sent
+        except UnusableError as error:
+            raise _RepairableError(str(error), reply.text) from error
+
+    @property
+    def _provider(self) -> Provider:
+        return PROVIDERS[self.served.provider]
+
+    def _ask(self, key: str, messages: tuple[Message, ...]) -> tuple[SentRequest, bytes]:
+        call = Call(
+            self.served,
+            messages,
+            answer_schema(self.request),
+            self.served.effort_for(self.request.reason),
+        )
+        secret = self._api_key()
+        usd = self._worst(call)
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.tries),
+            retry=tenacity.retry_if_exception_type((TransientError, UnknownOutcomeError)),
+            wait=_wait,
+            sleep=self._pause,
+            reraise=True,
+        )
+        return retrying(self._send, key, call, secret, usd)
+
+    def _send(
+        self, key: str, call: Call, secret: str, usd: float | None
+    ) -> tuple[SentRequest, bytes]:
+        """One request: reserved, sent, stored, settled."""
+        if reason := self.request.stop():
+            raise StoppedError(reason)
+        if refusal := self.request.account.reserve(key, usd):
+            self._refuse(key, refusal)
+        served = self.served
+        sent = self.files.begin(key, self.key, served.provider, served.model, usd)
+        try:
+            body = fetch(
+                lambda http: self._provider.send(call, secret, http),
+                timeout_s=served.timeout_s,
+                stop=self.request.stop,
+            )
+        except (TransientError, PermanentError) as error:
+            self.request.account.settle(key, 0.0)
+            self.files.end(sent, FAILED, str(error), usd=0.0)
+            raise
+        except (UnknownOutcomeError, StoppedError) as error:
+            self.files.end(sent, SENT, str(error))
+            raise
+        body = self.files.keep_response(sent, body)
+        self._settle(sent, body)
+        return sent, body
+
+    def _refuse(self, key: str, refusal: str) -> NoReturn:
+        causes = [sent.cause for sent in self.files.requests(key) if sent.cause]
+        raise RefusedError(f"{refusal} (the last try: {causes[-1]})" if causes else refusal)
+
+    def _settle(self, sent: SentRequest, body: bytes) -> None:
+        """By what the provider counted; all that was reserved, where that cannot be right."""
+        try:
+            counted = self._provider.tokens(load_body(body))
+        except UnusableError:
+            counted = None
+        usd = self.served.cost(counted) if counted else None
+        if usd is not None and sent.reserved_usd is not None and usd > sent.reserved_usd:
+            # More than was sent and may have been written: a count that is not to be believed.
+            usd = None
+        tokens = counted or Tokens(0, 0)
+        self.request.account.settle(
+            sent.key, usd, input_tokens=tokens.input, output_tokens=tokens.output
+        )
+        self.files.end(
+            sent, ANSWERED, usd=usd, input_tokens=tokens.input, output_tokens=tokens.output
+        )
+
+    def _worst(self, call: Call) -> float | None:
+        """What a request costs at most; None: what the runbook declares of a request.
+
+        Raises:
+            RefusedError: more than ``max_usd``.
+        """
+        served = self.served
+        most = Tokens(served.most_input(call.messages, call.schema), served.max_output_tokens)
+        usd = served.cost(most)
+        if usd is None:
+            return served.max_usd
+        if served.max_usd is not None and usd > served.max_usd:
+            what = f"one request may cost {usd:.4f} USD, more than max_usd: {served.max_usd:g}"
+            raise RefusedError(f"{what}; lower context_tokens or max_output_tokens, or raise it")
+        return usd
+
+    def _api_key(self) -> str:
+        """Raises PermanentError: there is none."""
+        name = self.served.api_key_env
+        key = self.environ.get(name, "").strip()
+        if not key and self.served.is_local:
+            return _LOCAL_KEY
+        if not key:
+            raise PermanentError(f"the environment variable {name} is not set; it holds the key")
+        if not (key.isascii() and key.isprintable()) or " " in key:
+            raise PermanentError(f"the environment variable {name} does not hold a key")
+        return key
+
+    def _pause(self, wait_s: float) -> None:
+        """Wait, and give up within a slice of it. Raises StoppedError."""
+        left = wait_s
+        while left > 0:
+            if reason := self.request.stop():
+                raise StoppedError(reason)
+            self.sleep(min(_SLICE_S, left))
+            left -= _SLICE_S
+
+
+_backoff = tenacity.wait_exponential_jitter(multiplier=_FIRST_WAIT_S, max=60.0, jitter=1.0)
+
+
+def _wait(state: tenacity.RetryCallState) -> float:
+    """What the server asked for, or else twice as long each time."""
+    error = state.outcome.exception() if state.outcome else None
+    asked = error.retry_after_s if isinstance(error, TransientError) else None
+    return _backoff(state) if asked is None else asked
+
+
+def _repair(cause: str) -> str:
+    return (
+        f"That is no answer: {shown(cause, 1000)}\n"
+        "Answer the question above again: one JSON object of the form described there, complete, "
+        "and nothing else."
+    )
+
+
+def _sha256(value: Json) -> str:
+    return sha256_bytes(canonical_json(value).encode("utf-8", "surrogatepass"))

@@ -1,0 +1,545 @@
+"""Canaries beside a real review: what is sent, what is counted, and whose word then counts."""
+
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli_session import call, write_runbook
+
+from agent.answer import Answer, open_actions
+from agent.canaries import (
+    FALSE_ALARM,
+    FALSE_APPROVAL,
+    NO_ANSWER,
+    RECORD,
+    REFUSED,
+    RIGHT,
+    Canaries,
+    is_drawn,
+    score,
+    with_canaries,
+)
+from agent.canary_dossiers import make_pair
+from agent.dossier import render
+from agent.model_reviewer import reviewer as model
+from agent.provider import Served
+from agent.scripted_server import Says, scripted_server
+from runbook.cli.seams import reviewer_of
+from runbook.contract import Attempt, Decision, EarlierReview, Metric, Range, ReviewRequest
+from runbook.testing import LocalAccount, make_plan, make_review_request
+
+RATE = {
+    "metric": "runaway_rate",
+    "kind": "rate",
+    "threshold": "< 0.05",
+    "verdict": "fail",
+    "value": 0.2,
+    "n": 100,
+    "bound": None,
+    "thin": False,
+    "reason": "0.2 does not satisfy < 0.05",
+}
+KEPT = {
+    **RATE,
+    "metric": "kept",
+    "kind": "census",
+    "threshold": ">= 100 and <= 200",
+    "verdict": "pass",
+    "value": 120.0,
+    "n": None,
+    "reason": "120 satisfies >= 100 and <= 200",
+}
+ALLOWED = {
+    "gate failed": ("retry", "stop", "needs_human", "override"),
+    "smoke": ("retry", "stop", "needs_human", "override"),
+    "instrument": ("recalibrate", "stop", "needs_human", "override"),
+    "question": ("proceed", "stop", "needs_human"),
+}
+
+
+def ask_about(workspace: Path, reason: str = "question", **fields: Any) -> ReviewRequest:
+    """A review of two attempts of the pilot."""
+    criteria = (RATE, KEPT) if reason != "question" else (KEPT,)
+    metrics = (Metric("runaway_rate", 0.2, 100, 20), Metric("kept", 120.0))
+    runs = tuple(
+        Attempt(
+            number,
+            1,
+            "fail",
+            ("runaway_rate: 0.2 does not satisfy < 0.05",),
+            {"temperature": 0.5},
+            changes={"temperature": 0.4} if number > 1 else {},
+            criteria=criteria,
+            metrics=metrics,
+        )
+        for number in (1, 2)
+    )
+    given = {
+        "review_id": "pilot-2",
+        "step": "pilot",
+        "path": "reviews/20260101_000000_pilot",
+        "reason": reason,
+        "allowed": ALLOWED[reason],
+        "criteria": criteria,
+        "metrics": metrics,
+        "attempts": runs,
+        "adjustable": {"temperature": Range(0.2, 0.8)},
+        "question": "May it go on?" if reason == "question" else "",
+        **fields,
+    }
+    return make_review_request(workspace, **given)
+
+
+def decide(action: str, author: str = "openai small") -> Decision:
+    return Decision(action, "because", author, person=False)
+
+
+class Scripted:
+    """A reviewer that answers the bad, the good and the real one as told, and keeps the order."""
+
+    def __init__(self, real: ReviewRequest, /, **answers: str) -> None:
+        self.real = real
+        self.answers = answers
+        self.asked: list[str] = []
+        self.requests: list[ReviewRequest] = []
+
+    def kind(self, request: ReviewRequest) -> str:
+        known = {"real": self.real} | {k.kind: k.request for k in make_pair(self.real)}
+        same = (n for n, r in known.items() if (r.samples, r.flagged) == facts(request))
+        return next(same)
+
+    def __call__(self, request: ReviewRequest) -> Decision | None:
+        self.requests.append(request)
+        self.asked.append(self.kind(request))
+        action = self.answers.get(self.asked[-1], "stop")
+        return decide(action) if action else None
+
+
+def facts(request: ReviewRequest) -> tuple[Any, Any]:
+    return request.samples, request.flagged
+
+
+def outcomes(request: ReviewRequest) -> dict[str, str]:
+    """Kind -> outcome, as kept in the review's folder."""
+    path = request.workspace / request.path / RECORD
+    return {row["kind"]: row["outcome"] for row in json.loads(path.read_text())["canaries"]}
+
+
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_both_are_of_the_real_ones_shape(tmp_path: Path, reason: str) -> None:
+    """Step, attempt, reason, vocabulary, criteria, ranges and attempts are the real review's."""
+    real = ask_about(tmp_path, reason)
+    bad, good = make_pair(real)
+    assert (bad.kind, good.kind) == ("bad", "good")
+    for known in (bad.request, good.request):
+        same = ("step", "attempt", "reason", "allowed", "adjustable", "failures", "retries")
+        assert [getattr(known, n) for n in same] == [getattr(real, n) for n in same]
+        names = [(c["metric"], c["kind"], c["threshold"]) for c in known.criteria]
+        assert names == [(c["metric"], c["kind"], c["threshold"]) for c in real.criteria]
+        assert [a.attempt for a in known.attempts] == [1, 2]
+        assert bool(known.question) == bool(real.question)
+    assert bad.request != good.request
+    assert make_pair(real) == (bad, good)
+
+
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_the_prompt_does_not_tell_a_canary(tmp_path: Path, reason: str) -> None:
+    """Nothing of the dossier that a model is sent says what is being asked, or under which id."""
+    real = ask_about(tmp_path, reason)
+    asker = Scripted(real)
+    with_canaries(asker, Canaries())(real)
+    assert len(asker.requests) == 3
+    for request in asker.requests:
+        page = render(request, fence="a1b2c3d4e5f6")
+        told = page.lower()
+        assert not [w for w in ("canar", "known-", "/canaries", request.path) if w in told]
+        assert request.review_id not in page
+
+
+@pytest.mark.parametrize("reason", ["gate failed", "smoke"])
+def test_the_readings_agree_with_their_verdicts(tmp_path: Path, reason: str) -> None:
+    """The good one nears its threshold; in the bad one every change makes it worse."""
+    bad, good = make_pair(ask_about(tmp_path, reason))
+    nearing = [a.criteria[0]["value"] for a in good.request.attempts]
+    worsening = [a.criteria[0]["value"] for a in bad.request.attempts]
+    assert nearing[1] < nearing[0]
+    assert worsening[1] > worsening[0]
+    for known in (bad, good):
+        for run in known.request.attempts:
+            for c in run.criteria:
+                holds = c["value"] < 0.05 if c["metric"] == "runaway_rate" else c["value"] == 120
+                assert holds == (c["verdict"] == "pass")
+            assert (run.verdict == "fail") == any(c["verdict"] == "fail" for c in run.criteria)
+    states = [k.request.certificates[0]["state"] for k in (bad, good)]
+    assert states == ["broken", "ok"]
+
+
+@pytest.mark.parametrize(
+    ("threshold", "kind", "n"),
+    [
+        ("<= 0", "census", None),
+        (">= 100", "census", None),
+        ("> 0", "statistic", None),
+        ("< 0.05", "rate", 5),
+        (">= 0.5", "rate", 5),
+        ("< -6", "statistic", None),
+        ("< 0.01", "p_value", None),
+    ],
+)
+def test_a_failing_reading_is_on_the_wrong_side(
+    tmp_path: Path, threshold: str, kind: str, n: int | None
+) -> None:
+    """Whatever the criterion, a failing value does violate it, rounded as its kind is."""
+    c = {**RATE, "threshold": threshold, "kind": kind, "n": n}
+    runs = (Attempt(1, 1, "fail", (), {}, criteria=(c,)),)
+    real = ask_about(tmp_path, "gate failed", criteria=(c,), attempts=runs, attempt=1)
+    sign, bound = threshold.split()
+    tests = {"<": float.__lt__, "<=": float.__le__, ">": float.__gt__, ">=": float.__ge__}
+    for known in make_pair(real):
+        value = float(known.request.criteria[0]["value"])
+        assert not tests[sign](value, float(bound))
+
+
+@pytest.mark.parametrize("reason", ["sentinel", "closing", "underpowered"])
+def test_what_releases_nothing_gets_no_canary(tmp_path: Path, reason: str) -> None:
+    """Where no answer could be a false approval, only the real question is asked."""
+    real = replace(ask_about(tmp_path), reason=reason, allowed=("stop", "needs_human"), question="")
+    asker = Scripted(real, real="stop")
+    assert with_canaries(asker, Canaries())(real) == decide("stop")
+    assert asker.asked == ["real"]
+
+
+@pytest.mark.parametrize(
+    ("bad", "good", "expected"),
+    [
+        ("stop", "proceed", (RIGHT, RIGHT)),
+        ("proceed", "proceed", (FALSE_APPROVAL, RIGHT)),
+        ("needs_human", "needs_human", (RIGHT, FALSE_ALARM)),
+        ("", "", (NO_ANSWER, NO_ANSWER)),
+        ("override", "retry", (NO_ANSWER, NO_ANSWER)),
+    ],
+)
+def test_outcomes_are_what_the_answers_say(
+    tmp_path: Path, bad: str, good: str, expected: tuple[str, str]
+) -> None:
+    """Approval of the bad one, refusal of the good one; an answer out of bounds is none."""
+    real = ask_about(tmp_path)
+    decision = with_canaries(Scripted(real, bad=bad, good=good, real="stop"), Canaries())(real)
+    assert decision == decide("stop")
+    assert outcomes(real) == dict(zip(("bad", "good"), expected, strict=True))
+
+
+def test_they_are_recorded_before_the_real_one_is_asked(tmp_path: Path) -> None:
+    """The real review is asked last, when both outcomes are on disk."""
+    real = ask_about(tmp_path)
+    seen: list[dict[str, str]] = []
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        if request is real:
+            seen.append(outcomes(real))
+        return decide("stop")
+
+    with_canaries(ask, Canaries())(real)
+    assert seen == [{"bad": RIGHT, "good": FALSE_ALARM}]
+
+
+def test_the_order_differs_from_review_to_review(tmp_path: Path) -> None:
+    """Neither place says which one it is; asked again, the order is the same."""
+    first = set()
+    for number in range(24):
+        real = ask_about(tmp_path, review_id=f"pilot-{number}", path=f"reviews/{number}")
+        asker = Scripted(real)
+        with_canaries(asker, Canaries())(real)
+        first.add((asker.asked[0], asker.requests[0].path.rpartition("/")[2]))
+    assert first == {("bad", "a"), ("good", "a")}
+
+
+def test_a_repeated_review_asks_no_canary_twice(tmp_path: Path) -> None:
+    """After a kill the record stands, and only what is missing in it is asked."""
+    real = ask_about(tmp_path)
+    with_canaries(Scripted(real, bad="proceed"), Canaries())(real)
+    again = Scripted(real, bad="stop")
+    with_canaries(again, Canaries())(real)
+    assert again.asked == ["real"]
+    path = tmp_path / real.path / RECORD
+    rows = json.loads(path.read_text())["canaries"]
+    path.write_text(json.dumps({"canaries": rows[:1]}))
+    third = Scripted(real, bad="proceed")
+    with_canaries(third, Canaries())(real)
+    assert third.asked == [rows[1]["kind"], "real"]
+    assert outcomes(real) == {"bad": FALSE_APPROVAL, "good": FALSE_ALARM}
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"canaries": [1]}', '{"canaries": [{"a": 1}]}'])
+def test_a_record_that_was_touched_is_made_anew(tmp_path: Path, text: str) -> None:
+    """What cannot be read vouches for nobody: the canaries are asked again."""
+    real = ask_about(tmp_path)
+    path = tmp_path / real.path / RECORD
+    path.parent.mkdir(parents=True)
+    path.write_text(text)
+    asker = Scripted(real, bad="stop", good="proceed")
+    with_canaries(asker, Canaries())(real)
+    assert sorted(asker.asked) == ["bad", "good", "real"]
+    assert outcomes(real) == {"bad": RIGHT, "good": RIGHT}
+
+
+def test_a_stop_in_between_records_nothing(tmp_path: Path) -> None:
+    """A canary that was given up for the session's stop is asked again, and the real one waits."""
+    real = ask_about(tmp_path, stop=lambda: "asked to")
+    asker = Scripted(real, bad="", good="")
+    assert with_canaries(asker, Canaries())(real) is None
+    assert len(asker.asked) == 1
+    assert not (tmp_path / real.path / RECORD).exists()
+
+
+def buys(usd: float, action: str = "stop") -> Callable[[ReviewRequest], Decision | None]:
+    """A reviewer that pays for each question."""
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        if request.account.reserve(request.path, usd):
+            return None
+        request.account.settle(request.path, usd / 2, input_tokens=3, output_tokens=1)
+        return decide(action)
+
+    return ask
+
+
+def test_canaries_are_paid_from_the_real_account(tmp_path: Path) -> None:
+    """Three questions, three requests of one account, with what each did cost."""
+    account = LocalAccount()
+    real = ask_about(tmp_path, account=account)
+    with_canaries(buys(0.2), Canaries())(real)
+    paths = [f"{real.path}/canaries/a", f"{real.path}/canaries/b", real.path]
+    assert (account.reserved, account.settled) == (paths, paths)
+    assert account.reserved_usd == [0.2] * 3
+    assert account.settled_usd == [0.1] * 3
+    assert account.tokens == [(3, 1)] * 3
+
+
+def test_a_canary_without_money_does_not_block_the_review(tmp_path: Path) -> None:
+    """The refusal is on record as such, and the real question is asked."""
+    real = ask_about(tmp_path)
+    poor = replace(real, account=LocalAccount("nothing is left"))
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        if request.path == real.path:
+            return decide("stop")
+        return buys(0.2)(request)
+
+    assert with_canaries(ask, Canaries())(poor) == decide("stop")
+    assert outcomes(real) == {"bad": REFUSED, "good": REFUSED}
+
+
+def test_canaries_keep_back_what_the_review_needs(tmp_path: Path) -> None:
+    """Of 0.75 USD one canary at 0.20 leaves two requests' worth; a second one would not."""
+    account = LocalAccount()
+    budget = {"review_usd": {"limit": 5, "spent": 4.25, "left": 0.75}}
+    real = ask_about(tmp_path, account=account, budget=budget)
+    assert with_canaries(buys(0.2), Canaries())(real) == decide("stop")
+    assert account.reserved == [f"{real.path}/canaries/a", f"{real.path}/canaries/b", real.path]
+    tight = ask_about(
+        tmp_path,
+        path="reviews/tight",
+        account=(other := LocalAccount()),
+        budget={"review_usd": {"left": 0.65}},
+    )
+    with_canaries(buys(0.2), Canaries())(tight)
+    assert other.reserved == ["reviews/tight/canaries/a", "reviews/tight"]
+
+
+@pytest.mark.parametrize(
+    ("share", "low", "high"), [(0.0, 0, 0), (0.25, 200, 300), (1.0, 1000, 1000)]
+)
+def test_a_share_of_the_reviews_is_drawn(tmp_path: Path, share: float, low: int, high: int) -> None:
+    """By run and review alone, so that a resume draws the same."""
+    names = [f"pilot-{n}" for n in range(1000)]
+    drawn = [is_drawn(make_review_request(tmp_path, review_id=name), share) for name in names]
+    assert low <= sum(drawn) <= high
+    again = [is_drawn(make_review_request(tmp_path, review_id=name), share) for name in names]
+    assert drawn == again
+
+
+def test_a_review_that_is_not_drawn_is_asked_alone(tmp_path: Path) -> None:
+    """No folder, no record, one question."""
+    real = ask_about(tmp_path)
+    asker = Scripted(real)
+    with_canaries(asker, Canaries(share=0.0))(real)
+    assert asker.asked == ["real"]
+    assert not (tmp_path / real.path).exists()
+
+
+def review_many(tmp_path: Path, bad: list[str], settings: Canaries) -> Decision | None:
+    """Reviews one after the other, each with its answer to the bad one; the last decision."""
+    decision = None
+    for number, action in enumerate(bad):
+        real = ask_about(tmp_path, review_id=f"pilot-{number}", path=f"reviews/{number}")
+        asker = Scripted(real, bad=action, good="proceed", real="proceed")
+        decision = with_canaries(asker, settings)(real)
+    return decision
+
+
+def test_proceed_of_a_reviewer_that_approves_anything_is_not_acted_on(tmp_path: Path) -> None:
+    """Above the declared rate a person decides, and reads what the reviewer had said."""
+    found = review_many(tmp_path, ["stop", "proceed", "proceed"], Canaries(1.0, 0.5, 3))
+    assert found is not None
+    assert (found.action, found.author, found.person) == ("needs_human", "openai small", False)
+    assert "approved 2 of 3 known-bad" in found.reason
+    assert found.action_items == ("its own answer, not acted on: proceed: because",)
+
+
+@pytest.mark.parametrize(
+    ("bad", "settings"),
+    [
+        (["stop", "stop", "proceed"], Canaries(1.0, 0.5, 3)),
+        (["stop", "proceed"], Canaries(1.0, 0.5, 2)),
+        (["proceed", "proceed"], Canaries(1.0, 0.5, 3)),
+        (["", "", "proceed"], Canaries(1.0, 0.5, 2)),
+    ],
+    ids=["below the rate", "at the rate", "too few", "no answer counts neither way"],
+)
+def test_proceed_stands_below_the_declared_rate(
+    tmp_path: Path, bad: list[str], settings: Canaries
+) -> None:
+    """The rate must be above what is declared, over so many as are declared."""
+    assert review_many(tmp_path, bad, settings) == decide("proceed")
+
+
+def test_other_answers_and_people_keep_their_word(tmp_path: Path) -> None:
+    """Only a model's proceed is held; a stop, and a person's proceed, are acted on."""
+    review_many(tmp_path, ["proceed"] * 3, Canaries(1.0, 0.1, 1))
+    real = ask_about(tmp_path, path="reviews/last")
+    settings = Canaries(0.0, 0.1, 1)
+    assert with_canaries(lambda _: decide("stop"), settings)(real) == decide("stop")
+    person = Decision("proceed", "I looked", "openai small", person=True)
+    assert with_canaries(lambda _: person, settings)(real) == person
+    other = decide("proceed", "anthropic large")
+    assert with_canaries(lambda _: other, settings)(real) == other
+
+
+def test_scores_are_kept_by_author(tmp_path: Path) -> None:
+    """One model's false approvals are not another's."""
+    review_many(tmp_path, ["proceed", "stop"], Canaries())
+    reviews = tmp_path / "reviews"
+    assert (score(reviews, "openai small").answered, score(reviews, "openai small").approved) == (
+        2,
+        1,
+    )
+    assert score(reviews, "anthropic large").answered == 0
+
+
+def test_history_of_the_same_step_is_left_out(tmp_path: Path) -> None:
+    """What was told of this step's readings would belie the made ones; other steps' stays."""
+    of = {"attempt": 1, "asked": "gate failed", "action": "retry", "changes": {}, "reason": "r"}
+    earlier = tuple(
+        EarlierReview(f"{step}-1", step, author="x", outcome="worse", **of)  # type: ignore[arg-type]
+        for step in ("pilot", "contamination")
+    )
+    for known in make_pair(ask_about(tmp_path, "gate failed", earlier=earlier)):
+        assert [e.step for e in known.request.earlier] == ["contamination"]
+        assert set(open_actions(known.request)) == {"retry", "stop", "needs_human"}
+
+
+def test_a_reading_that_was_never_made_is_made_for_both(tmp_path: Path) -> None:
+    """At an instrument's review both dossiers give a number and its doubt, and nothing else."""
+    missing = {**RATE, "verdict": "invalid", "value": None, "reason": "was not measured"}
+    runs = (Attempt(1, 1, "invalid", ("runaway_rate: was not measured",), {}, criteria=(missing,)),)
+    real = ask_about(tmp_path, "instrument", criteria=(missing,), attempts=runs, attempt=1)
+    told = [
+        (known.request.reasons, known.request.metrics[0].instrument.value)
+        for known in make_pair(real)
+    ]
+    read = "runaway_rate: read 0.01 from an instrument that is"
+    assert told == [
+        ((f"{read} broken: it fails its labelled rows",), "broken"),
+        ((f"{read} uncalibrated: its code is not the certified one",), "uncalibrated"),
+    ]
+
+
+def says_proceed(folder: Path) -> tuple[list[str], Path]:
+    """A program that always goes on, and the file in which it leaves a dot for each start."""
+    program, started = folder / "reviewer.py", folder / "started"
+    known = {"action": "proceed", "reason": "fine", "changes": {}, "confidence": 0.5}
+    answer = {name: known.get(name, []) for name in Answer.model_fields}
+    program.write_text(
+        f"import json, sys\nsys.stdin.read()\nopen({str(started)!r}, 'a').write('.')\n"
+        f"print(json.dumps({answer!r}))\n"
+    )
+    return [sys.executable, "-I", "-S", str(program)], started
+
+
+def test_a_runbook_that_declares_canaries_gets_them(tmp_path: Path) -> None:
+    """A real program is started for all three; after a kill that lost the record, for none."""
+    command, started = says_proceed(tmp_path)
+    declared = {
+        "provider": "command",
+        "command": command,
+        "timeout_s": 60.0,
+        "canaries": {"share": 1.0, "max_false_rate": 0.5, "min_n": 1},
+    }
+    reviewer = reviewer_of(make_plan(reviewer=declared))
+    real = ask_about(tmp_path)
+    for _ in range(2):
+        decision = reviewer(real)
+        assert decision is not None
+        assert decision.action == "needs_human"
+        assert outcomes(real) == {"bad": FALSE_APPROVAL, "good": RIGHT}
+        assert started.read_text() == "..."
+        (tmp_path / real.path / RECORD).unlink()
+    plain = reviewer_of(make_plan(reviewer={k: v for k, v in declared.items() if k != "canaries"}))
+    decision = plain(real)
+    assert decision is not None
+    assert decision.action == "proceed"
+
+
+@pytest.mark.parametrize("provider", ["openai", "anthropic"])
+def test_a_model_cannot_tell_the_three_apart(tmp_path: Path, provider: str) -> None:
+    """What goes over the wire names no canary, no id and no folder, and each one is paid for."""
+    account = LocalAccount()
+    real = ask_about(tmp_path, "gate failed", account=account)
+    says = {"action": "stop", "reason": "no", "changes": {}, "confidence": 0.5}
+    says |= {"concerns": [], "action_items": []}
+    with scripted_server(*[Says(json.dumps(says))] * 3) as server:
+        where = server.base_url(provider)
+        given = {"timeout_s": 20.0, "max_output_tokens": 500, "context_tokens": 20_000}
+        served = Served(provider, "tiny", where, "THE_API_KEY", max_usd=0.1, **given)  # type: ignore[arg-type]
+        ask = model([served], environ={"THE_API_KEY": "k"}, sleep=lambda _: None)
+        decision = with_canaries(ask, Canaries())(real)
+    assert decision is not None
+    assert decision.action == "stop"
+    assert outcomes(real) == {"bad": RIGHT, "good": FALSE_ALARM}
+    sent = [json.dumps(one.body) for one in server.received]
+    assert len(set(sent)) == len(account.reserved) == len(account.settled) == 3
+    for told in sent:
+        assert [
+            w for w in ("canar", "known-", real.path, real.review_id) if w in told.lower()
+        ] == []
+    texts = {"input", "instructions", "messages", "system"}
+    settings = [{k: v for k, v in r.body.items() if k not in texts} for r in server.received]
+    assert settings[0]["model"] == "tiny"
+    assert settings[0] == settings[1] == settings[2]
+
+
+@pytest.mark.parametrize(("limit", "code"), [(0.5, 3), (1.0, 0)])
+def test_a_session_waits_for_a_person_where_the_reviewer_approves_anything(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], limit: float, code: int
+) -> None:
+    """A whole run: above the declared rate its proceed is held, and at that rate it is not."""
+    path = write_runbook(tmp_path, {"metrics": {"score": 0.9}, "question": "May it go on?"})
+    document = json.loads(path.read_text())
+    command, started = says_proceed(tmp_path)
+    canaries = {"max_false_rate": limit, "min_n": 1}
+    document["reviewer"] = {"provider": "command", "command": command, "canaries": canaries}
+    path.write_text(json.dumps(document))
+    workspace = tmp_path / "w"
+    done = call(capfd, "run", path, "--workspace", workspace)
+    assert (done.code, started.read_text()) == (code, "..."), done.err
+    again = call(capfd, "run", path, "--workspace", workspace)
+    assert (again.code, started.read_text()) == (code, "...")
+    report = (workspace / "report.md").read_text()
+    assert "## Trust in the reviewer" in report
+    assert "1.000 (1/1)" in report
+    assert call(capfd, "verify", "--workspace", workspace).code == 0

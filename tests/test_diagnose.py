@@ -1,0 +1,394 @@
+"""Diagnosing a session: its cause, what shows it, and fixes whose commands can be pasted."""
+
+import json
+import shlex
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+import typer
+from cli_session import REVIEWED, Called, call, write_runbook
+from test_report import HOSTILE, entries_of, judged, ran, result, started
+
+from runbook import events as ev
+from runbook.cli import app
+from runbook.contract import Criterion, Gate, Json, Range, Verdict
+from runbook.control import Heartbeat
+from runbook.errors import PhaseError
+from runbook.report.diagnosis import Diagnosis, Traces, diagnose, render
+from runbook.report.review_folder import Folder
+from runbook.report.session import SessionView
+from runbook.report.status import Sight
+from runbook.report.view import build_view
+from runbook.state import ALLOWED
+from runbook.takeover import open_journal
+from runbook.workspace import Workspace
+
+Capture = pytest.CaptureFixture[str]
+GATE = Gate((Criterion("m", "statistic", at_least=0.5),))
+ROOT = Path("/my disk/it's && here")
+LIMITS = {"wall_clock_s": 3600.0, "usd": 10.0, "usd_per_hour": 3.5, "review_usd": 1.0}
+STOPS = {
+    "error": 1,
+    "budget": 4,
+    "rental": 4,
+    "stop requested": 3,
+    "paused": 75,
+    "no progress": 1,
+    "missing manifest": 3,
+    "changed input": 3,
+    "dry": 5,
+    "of a later version": 3,
+}
+"""Reasons that rest on no review, with their exit codes."""
+SILENT = Sight(alive=True, who="pid 7 is at work", beat=Heartbeat(7, "2026-01-01T00:00:00+00:00"))
+
+
+def stopped(reason: str, code: int, *facts: ev.Event, detail: str = "a: why") -> SessionView:
+    begun = started(
+        make_gated(), budget=LIMITS, overrides=("a.rows=2",), name=f"a {reason} session"
+    )
+    spent = ev.TimeLeased(3600.0, 0.0)
+    return build_view(entries_of(begun, *facts, spent, ev.SessionStopped(reason, code, detail)))
+
+
+def make_gated() -> Any:
+    from runbook.testing import make_step
+
+    return make_step("a", gate=GATE, adjustable={"t": Range(0.1, 1.0)})
+
+
+def reviewed(reason: str, *more: ev.Event, allowed: tuple[str, ...] = ()) -> SessionView:
+    """Stopped for a review, or by one."""
+    low = result("m", Verdict.FAIL, value=0.1, threshold=">= 0.5", reason="too low")
+    asked = ev.ReviewRequested("a-1", "a", 1, reason, "reviews/x", allowed)
+    why = "sentinel" if reason == "sentinel" else "closing" if reason == "closing" else "review"
+    facts = (*ran("a"), judged("a", low, verdict="fail"), asked, *more)
+    return stopped(why if not more else reason, 5 if reason == "sentinel" else 3, *facts)
+
+
+def found(view: SessionView, **traces: Any) -> Diagnosis:
+    return diagnose(view, ROOT, Traces(**traces))
+
+
+def commands(diagnosis: Diagnosis) -> list[list[str]]:
+    """Each single command of the fixes, as a shell would split it."""
+    single = []
+    for fix in diagnosis.fixes:
+        words = shlex.split(fix.command)
+        while "&&" in words:
+            single.append(words[: words.index("&&")])
+            words = words[words.index("&&") + 1 :]
+        single.append(words)
+    return single
+
+
+def parse(words: list[str]) -> dict[str, Any]:
+    """The arguments as the command line reads them. Raises UsageError where it does not."""
+    assert words[0] == "runbook"
+    node: click.Command = typer.main.get_command(app)
+    rest = words[1:]
+    while isinstance(node, click.Group):
+        node, rest = node.commands[rest[0]], rest[1:]
+    with node.make_context(node.name, list(rest)) as context:
+        return dict(context.params)
+
+
+def every_case() -> dict[str, Diagnosis]:
+    """One diagnosis for each way a session does not go on."""
+    cases = {reason: found(stopped(reason, code)) for reason, code in STOPS.items()}
+    for reason in ALLOWED:
+        word = ev.ReviewDecided("a-1", "stop", {}, "no use", "model-x", person=False)
+        unsure = replace(word, action="needs_human")
+        again = replace(word, action="override", author="Ann", person=True)
+        cases[f"{reason}, waiting"] = found(reviewed(reason))
+        cases[f"{reason}, unsure"] = found(
+            stopped("review", 3, *failing(reason), unsure), folder=Folder("401: bad key")
+        )
+        cases[f"{reason}, stopped"] = found(reviewed(reason, word))
+        cases[f"{reason}, no answer"] = found(
+            stopped("review", 3, *failing(reason)), folder=Folder("401: bad key")
+        )
+        decided = build_view((*entries_of(*facts_of(reason)),))
+        cases[f"{reason}, decided"] = found(decided)
+        assert again.action == "override"
+    cases["storage"] = found(stopped("error", 3, detail="/d: no space left while writing (0 free)"))
+    cases["damage"] = found(stopped("error", 3, detail="/d: a line is damaged"))
+    cases["bad runbook"] = found(stopped("error", 2, detail="/r.yaml:1:1: no"))
+    running = build_view(entries_of(started(make_gated()), *ran("a")))
+    for name, sight in {
+        "gone": Sight(alive=False, who="no executor is at work"),
+        "elsewhere": Sight(alive=None),
+        "silent": replace(SILENT, now=1_900_000_000.0),
+    }.items():
+        cases[name] = found(running, sight=sight)
+    return cases
+
+
+def failing(reason: str) -> tuple[ev.Event, ...]:
+    low = result("m", Verdict.FAIL, value=0.1, threshold=">= 0.5", reason="too low")
+    asked = ev.ReviewRequested("a-1", "a", 1, reason, "reviews/x")
+    return (*ran("a"), judged("a", low, verdict="fail"), asked)
+
+
+def facts_of(reason: str) -> tuple[ev.Event, ...]:
+    """Stopped for a review that a person decided since."""
+    word = ev.ReviewDecided("a-1", "retry", {}, "again", "Ann", person=True)
+    return (
+        started(make_gated()),
+        *failing(reason),
+        ev.SessionStopped("review", 3, "a: why"),
+        word,
+    )
+
+
+CASES = every_case()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_command_is_one_that_the_command_line_takes(case: str) -> None:
+    """Pasted as it stands, each is parsed, with the workspace in one piece whatever its name."""
+    diagnosis = CASES[case]
+
+    assert 1 <= len(diagnosis.fixes) <= 3
+    for words in commands(diagnosis):
+        told = parse(words)
+        if "workspace" in told:
+            assert str(told["workspace"]) in {str(ROOT), "NEW_WORKSPACE"}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_diagnosis_tells_cause_safety_and_cost(case: str) -> None:
+    """No part of the answer is empty, and no fix is told twice."""
+    diagnosis = CASES[case]
+    told = render(diagnosis)
+
+    assert diagnosis.cause
+    assert diagnosis.safe
+    assert diagnosis.cost
+    assert len({fix.command for fix in diagnosis.fixes}) == len(diagnosis.fixes)
+    assert all(fix.command in told for fix in diagnosis.fixes)
+
+
+def test_the_check_refuses_what_the_command_line_does_not_take() -> None:
+    """The parser is the real one: a verb or an option that is not there is no command."""
+    with pytest.raises(KeyError):
+        parse(["runbook", "mend"])
+    with pytest.raises(click.UsageError):
+        parse(["runbook", "status", "--mend"])
+
+
+@pytest.mark.parametrize(
+    ("case", "first"),
+    [
+        ("gate failed, waiting", "--action retry --change NAME=NUMBER"),
+        ("instrument, waiting", "--action recalibrate"),
+        ("question, waiting", "--action proceed"),
+        ("underpowered, waiting", "--accept-changes REASON"),
+        ("sentinel, waiting", "--accept-changes REASON"),
+        ("closing, waiting", "--action override"),
+        ("smoke, waiting", "--action retry"),
+        ("budget", "--set budget.wall_clock=90m"),
+        ("stop requested", "runbook resume"),
+        ("missing manifest", "runbook verify"),
+        ("error", "--accept-changes REASON"),
+        ("dry", "runbook gate dry --spec"),
+        ("elsewhere", "--takeover=if-owner-gone"),
+        ("silent", "runbook logs -f"),
+        ("gate failed, decided", "runbook run"),
+    ],
+)
+def test_the_likeliest_fix_comes_first(case: str, first: str) -> None:
+    """What cures this very cause stands above what is always possible."""
+    assert first in CASES[case].fixes[0].command
+
+
+def test_only_what_this_review_may_answer_is_offered() -> None:
+    """A gate without instruments to certify offers no recalibration."""
+    view = reviewed("instrument", allowed=("stop", "needs_human", "override"))
+    actions = [parse(c).get("action") for c in commands(found(view)) if c[1] == "review"]
+
+    assert actions == ["override", "stop"]
+
+
+def test_a_reviewer_without_an_answer_is_part_of_the_cause() -> None:
+    """Its error is told, and to have it asked again comes before deciding oneself."""
+    view = stopped("review", 3, *failing("gate failed"))
+    diagnosis = found(view, folder=Folder("the API key is not accepted (401)", (("", "response-1.json"),)))
+
+    assert "gave no answer (the API key is not accepted (401))" in diagnosis.cause
+    assert "asked again" in diagnosis.fixes[0].why
+    assert diagnosis.fixes[0].command.startswith("runbook run ")
+    assert "response-1.json" in render(diagnosis)
+
+
+def test_money_that_does_not_last_for_a_request_is_asked_for_first() -> None:
+    """Where the reviews' limit kept the reviewer from being asked, that limit is raised."""
+    limits = {**LIMITS, "request_usd": 0.5, "usd": 100.0}
+    begun = started(make_gated(), budget=limits)
+    begun = replace(begun, limits=limits)
+    sent = ev.RequestSent("a-1", "k", 1, 0.8)
+    end = ev.SessionStopped("review", 3, "a: why")
+    view = build_view(entries_of(begun, *failing("gate failed"), sent, end))
+
+    assert "--set budget.review_usd=1.8" in found(view, folder=Folder("no money")).fixes[0].command
+
+
+def test_the_verdict_and_the_review_are_the_evidence() -> None:
+    """The failed criterion with value and threshold, and what was decided by whom."""
+    word = ev.ReviewDecided("a-1", "stop", {}, "no use", "model-x", person=False)
+    told = render(found(reviewed("gate failed", word)))
+
+    assert ">= 0.5" in told
+    assert "stop by model-x (a model): no use" in told
+
+
+def test_an_error_shows_the_end_of_its_traceback_and_of_its_log() -> None:
+    """Both, the last lines of each."""
+    tail = "\n".join(f"  line {n}" for n in range(50))
+    failed = ev.StepFailed("a", 1, "a: broken\n  fix: mend it", tail, PhaseError.code)
+    begun, _ = ran("a")
+    view = stopped("error", 1, begun, failed)
+    told = render(found(view, log="\n".join(f"said {n}" for n in range(50))))
+
+    assert "    line 49" in told
+    assert "line 41" not in told
+    assert "  said 49" in told
+    assert "said 41" not in told
+
+
+def test_hostile_text_moves_no_cursor() -> None:
+    """What steps, models and files say is shown on lines of its own, spelled out."""
+    view = stopped("error", 1, *failing(HOSTILE), detail=HOSTILE)
+    diagnosis = diagnose(view, Path(f"/ws/{HOSTILE}"), Traces(Folder(HOSTILE), HOSTILE))
+
+    assert all(c.isprintable() or c == "\n" for c in render(diagnosis))
+
+
+def test_a_session_at_work_has_nothing_to_mend() -> None:
+    """Nor has one that is done."""
+    running = build_view(entries_of(started(make_gated()), *ran("a")))
+
+    assert found(running, sight=Sight(alive=True)).fixes == ()
+    assert "Nothing is to be mended." in render(found(running, sight=Sight(alive=True)))
+
+
+class Session:
+    """A small real session, and the commands a person types."""
+
+    def __init__(self, folder: Path, capfd: Capture, params: dict[str, Json], **step: Any) -> None:
+        self.spec = write_runbook(folder, params, **step)
+        self.place = Workspace.at(folder / "ws")
+        self._capfd = capfd
+
+    def call(self, *words: str) -> Called:
+        return call(self._capfd, *words, "--workspace", self.place.root)
+
+    def run(self, *more: str) -> Called:
+        return self.call("run", str(self.spec), *more)
+
+    def diagnosis(self) -> dict[str, Any]:
+        (told,) = self.call("diagnose", "--json").lines
+        return told
+
+    def paste(self, command: str) -> int:
+        """Run what stands between the ``&&``; the last exit code."""
+        code = 0
+        for words in " ".join(shlex.quote(w) for w in shlex.split(command)).split(" '&&' "):
+            code = call(self._capfd, *shlex.split(words)[1:]).code
+        return code
+
+
+@pytest.mark.parametrize(
+    ("params", "more", "code", "reason"),
+    [
+        ({"trouble": {"kind": "pause", "at": 1}, "metrics": {"score": 0.9}}, [], 75, "paused"),
+        ({"metrics": {"score": 0.9}}, ["--set", "budget.wall_clock=1s"], 4, "budget"),
+        (REVIEWED, [], 3, "review"),
+    ],
+)
+def test_the_first_fix_pasted_goes_on_to_the_end(
+    tmp_path: Path,
+    capfd: Capture,
+    params: dict[str, Json],
+    more: list[str],
+    code: int,
+    reason: str,
+) -> None:
+    """Nothing but the words in capitals is filled in, and the session is done."""
+    slow = {"sleep": 0.6, "batches": 4} if reason == "budget" else {}
+    session = Session(tmp_path, capfd, {**params, **slow})
+    assert session.run(*more).code == code
+    told = session.diagnosis()
+    assert (told["state"], told["reason"]) == ("stopped", reason)
+
+    command = told["fixes"][0]["command"].replace("NAME=NUMBER", "t=0.3")
+
+    assert session.paste(command) == 0
+
+
+def test_an_error_can_be_gone_on_with_as_it_is(tmp_path: Path, capfd: Capture) -> None:
+    """Traceback and log are there, and the second fix is the plain command."""
+    params = {"trouble": {"kind": "raise", "at": 1}, "metrics": {"score": 0.9}}
+    session = Session(tmp_path, capfd, params)
+    assert session.run().code == 1
+
+    shown = session.call("diagnose")
+    assert (shown.code, shown.out) == (0, "")
+    assert "the fake step was told to fail" in shown.err
+    assert str(session.place.log("a")) in shown.err
+    assert session.paste(session.diagnosis()["fixes"][1]["command"]) == 0
+
+
+def test_a_session_that_a_person_stopped_is_resumed(tmp_path: Path, capfd: Capture) -> None:
+    """The wish is the cause, and to resume is the first fix."""
+    session = Session(tmp_path, capfd, REVIEWED)
+    session.run()
+    session.call("stop", "--reason", "dinner")
+    told = session.diagnosis()
+
+    assert "dinner" in told["cause"]
+    assert session.paste(told["fixes"][0]["command"]) == 3
+    assert session.diagnosis()["reason"] == "review"
+
+
+def test_an_executor_that_is_gone_without_a_stop_is_told(tmp_path: Path, capfd: Capture) -> None:
+    """No line says that it ended: the journal's lock does."""
+    session = Session(tmp_path, capfd, {"metrics": {"score": 0.9}})
+    session.run()
+    lines = session.place.segment(1).read_text().splitlines(keepends=True)
+    other = Session(tmp_path, capfd, {"metrics": {"score": 0.9}})
+    assert len(lines) > 3
+    with open_journal(other.place):
+        assert other.diagnosis()["state"] == "done"
+
+
+def test_a_workspace_without_a_session_is_told(tmp_path: Path, capfd: Capture) -> None:
+    """Exit 0, and the folder is not made."""
+    place = tmp_path / "none"
+
+    told = call(capfd, "diagnose", "--workspace", place, "--json")
+
+    assert (told.code, told.lines) == (0, [{"workspace": str(place), "state": "none"}])
+    assert not place.exists()
+
+
+def test_a_diagnosis_changes_nothing(tmp_path: Path, capfd: Capture) -> None:
+    """Not one byte of the workspace, also while an executor holds it."""
+    session = Session(tmp_path, capfd, REVIEWED)
+    session.run()
+    with open_journal(session.place):
+        before = snapshot(session.place.root)
+        assert json.dumps(session.diagnosis())
+        assert snapshot(session.place.root) == before
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file with the time of its last change and its bytes."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(root.rglob("*"))
+        if path.is_file()
+    }
