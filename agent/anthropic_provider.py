@@ -37,10 +37,10 @@ def send(call: Call, key: str, http: "httpx2.Client") -> bytes:
         api_key=key,
         base_url=served.base_url,
         max_retries=0,
-        timeout=served.timeout_s,
+        timeout=http.timeout,
         http_client=http,
     )
-    response = client.messages.with_raw_response.create(**body, timeout=served.timeout_s)
+    response = client.messages.with_raw_response.create(**body, timeout=http.timeout)
     return bytes(response.http_response.content)
 
 

@@ -32,7 +32,7 @@ def reviewer(
     """
 
     def ask(request: ReviewRequest) -> Decision | None:
-        human.ask(request)
+        human.ask(request, redact)
         if not open_actions(request):
             return None
         return _Review(request, tuple(command), redact).decide(timeout_s)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 BODY_LIMIT = 1 << 20
 """Bytes of a response; what follows is not read."""
 _CONNECT_S = 20.0
+_LATER_S = 5.0
+"""By so much the limit on one read comes after the limit on the whole answer."""
 _TICK_S = 0.05
 _LAST_S = 1.0
 
@@ -108,8 +110,7 @@ class _Wire:
 
         return httpx2.Client(
             verify=_tls(),
-            timeout=httpx2.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            headers={"accept-encoding": "identity"},
+            timeout=httpx2.Timeout(timeout_s + _LATER_S, connect=min(_CONNECT_S, timeout_s)),
             follow_redirects=False,
             event_hooks={"request": [self._watch], "response": [_bound]},
         )

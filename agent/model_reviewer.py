@@ -78,7 +78,7 @@ def reviewer(
     """
 
     def ask(request: ReviewRequest) -> Decision | None:
-        human.ask(request)
+        human.ask(request, redact)
         if not open_actions(request):
             return None
         mine = replace(request, allowed=open_actions(request))

@@ -40,7 +40,7 @@ def send(call: Call, key: str, http: "httpx2.Client") -> bytes:
         api_key=key,
         base_url=served.base_url,
         max_retries=0,
-        timeout=served.timeout_s,
+        timeout=http.timeout,
         http_client=http,
     )
     return bytes(client.responses.with_raw_response.create(**body).content)

@@ -96,9 +96,16 @@ class ScriptedServer:
 
 
 @contextmanager
-def scripted_server(*script: Says | Sends) -> Iterator[ScriptedServer]:
-    """A server on a free port of loopback that plays this script."""
-    scripted = ScriptedServer(script)
+def scripted_server(
+    *script: Says | Sends, answering: ScriptedServer | None = None
+) -> Iterator[ScriptedServer]:
+    """A server on a free port of loopback that plays this script.
+
+    Args:
+        script: an entry a request.
+        answering: in its place, a ``ScriptedServer`` whose own ``next`` answers.
+    """
+    scripted = answering or ScriptedServer(script)
     server = _Listener(("127.0.0.1", 0), _handler(scripted))
     scripted.port = server.server_address[1]
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -255,9 +254,14 @@ class Meter:
                     self._stopped = decode(StopRecord, stop)
 
     def _wait_for_exit(self) -> None:
-        if self._process is not None:
-            with suppress(subprocess.TimeoutExpired):
-                self._process.wait(_LEAVE_S)
+        process = self._process
+        if process is None:
+            return
+        try:
+            process.wait(_LEAVE_S)
+        except subprocess.TimeoutExpired:
+            # It goes on a loaded machine's time; reaped where this process lives on until then.
+            threading.Thread(target=process.wait, daemon=True).start()
 
     def _close(self) -> None:
         if self._process is not None:

@@ -201,7 +201,7 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
     for an n that grows), ``trouble`` (``kind``: kill,
     exit, raise or pause; ``at``: the batch before whose commit it comes; ``times``; ``error``: a
     class of ``runbook.errors``), ``question`` (the step's own), ``certificate`` (true: it leaves
-    one, as a step that calibrates does).
+    one, as a step that calibrates does), ``flagged`` (rows behind its worst readings).
     """
     rows: list[dict[str, Json]] = []
     count = int(request.params.get("batches", 2))
@@ -227,6 +227,7 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
         ),
         tokens=len(rows),
         summary={"rows": len(rows), "inputs": sorted(request.inputs), "pid": os.getpid()},
+        flagged=tuple(request.params.get("flagged", ())),
         question=str(request.params.get("question", "")),
     )
 

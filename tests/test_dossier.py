@@ -121,8 +121,8 @@ class TestShown:
             "Failures so far: 2 of 4 allowed.",
             "Is a sample of 13 kept rows enough",
             (
-                "| `retry` | runs the step again as the next attempt, with your changes or with none "
-                "| pilot again; 30 min; 1.50 USD |"
+                "| `retry` | runs the step again as the next attempt, with your changes or with "
+                "none | pilot again; 30 min; 1.50 USD |"
             ),
             (
                 "| `needs_human` | leaves it to a person; nothing runs until then "
@@ -138,8 +138,8 @@ class TestShown:
             "- nearer to passing: nothing",
             "- further from it: runaway_rate 0.209 -> 0.5385 (< 0.05); token_limit_rate",
             (
-                "`pilot-1` (gate failed) answered retry with temperature = 0.2, max_new_tokens = 64. "
-                "What came of it: **worse**; runaway_rate 0.209 -> 0.5385 (< 0.05);"
+                "`pilot-1` (gate failed) answered retry with temperature = 0.2, max_new_tokens = "
+                "64. What came of it: **worse**; runaway_rate 0.209 -> 0.5385 (< 0.05);"
             ),
             '{"because": "Runaway comes of sampling that is too free; tighten it.", ',
             "| runaway | ok | 0.98 (bound 0.94) | 0.97 (bound 0.93) | - |",
@@ -419,7 +419,11 @@ class TestBounded:
         assert len(set(sizes)) >= len(sizes) - 1
 
     @pytest.mark.parametrize(
-        ("text", "tokens"), [("", 0), ("abc", 1), ("abcd", 2), ("12", 2), ("a1", 2), ("\u202e", 3)]
+        ("text", "tokens"),
+        [
+            *(("", 0), ("abc", 1), ("abcd", 2), ("12", 2), ("a1", 2), ("\u202e", 3)),
+            *(("x" * 24, 24), ("\\n", 2), ("\\u00ad", 6)),
+        ],
     )
     def test_tokens_are_estimated_on_the_safe_side(self, text: str, tokens: int) -> None:
         """A third for a letter or a space, one for each other byte, rounded up."""

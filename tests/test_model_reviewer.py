@@ -5,7 +5,10 @@ Everything goes over loopback through the real SDKs, against a server that plays
 
 import json
 import os
+import re
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -16,7 +19,7 @@ from typing import Any
 import pytest
 from cli_session import REVIEWED, call, write_runbook
 
-from agent import model_reviewer, review_files
+from agent import review_files
 from agent.answer import NOTE_LIMIT, NOTES_LIMIT, REASON_LIMIT, answer_schema
 from agent.model_reviewer import reviewer
 from agent.provider import OVERHEAD_TOKENS, Served
@@ -37,8 +40,10 @@ from runbook.contract import Decision, Range, ReviewRequest
 from runbook.journal import facts, read_entries
 from runbook.ledger import Ledger
 from runbook.redact import Redactor
+from runbook.schema_models import ReviewerModel
 from runbook.testing import LocalAccount, make_plan, make_review_request
 from runbook.workspace import Workspace
+from runbook.yaml_source import parse_yaml
 
 Capture = pytest.CaptureFixture[str]
 NAMES = ("openai", "anthropic")
@@ -672,8 +677,8 @@ class TestKeys:
         assert decision is not None
         assert decision.reason == "[secret THE_API_KEY]"
         assert KEY not in bodies
-        ours = [p for p in folder_of(request_).iterdir() if p.name != "request.md"]
-        assert [p.name for p in ours if KEY.encode() in p.read_bytes()] == []
+        files = folder_of(request_).iterdir()
+        assert [p.name for p in files if KEY.encode() in p.read_bytes()] == []
         assert b"[secret THE_API_KEY]" in (folder_of(request_) / "prompt.md").read_bytes()
         assert "[secret THE_API_KEY]" in kept(request_, "requests.json")
 
@@ -848,6 +853,14 @@ class TestKilled:
             ask(paid, model)
         assert len([f for f in known if isinstance(f, ev.RequestSettled)]) == 2
         assert spent(known).review_usd == pytest.approx((100 * 2.0 + 20 * 10.0) / 1e6)
+
+    def test_a_settlement_twice_allows_no_more_requests(self) -> None:
+        """One that is settled again does not make up for another whose end is not known."""
+        account = ledger([]).account("a-2")
+        account.reserve("key", 0.1)
+        account.settle("key", 0.1)
+        account.settle("key", 0.1)
+        assert [bool(account.reserve("key", 0.1)) for _ in range(3)] == [False, False, True]
 
 
 class TestAskedAgain:
@@ -1028,8 +1041,19 @@ class TestSession:
 
 
 def test_providers_are_imported_when_they_are_asked() -> None:
-    """Declaring a model loads no SDK."""
-    names = vars(model_reviewer)
-    assert not {"openai", "anthropic", "httpx2"} & {
-        getattr(value, "__name__", "") for value in names.values()
-    }
+    """Declaring a model loads no SDK and no template engine."""
+    heavy = {"openai", "anthropic", "httpx2", "jinja2"}
+    code = f"import sys, agent.model_reviewer; print(sorted({heavy!r} & set(sys.modules)))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True)
+    assert told.stdout == "[]\n"
+
+
+def test_the_documented_runbooks_are_valid() -> None:
+    """Each reviewer in the documentation's examples is one that the schema takes."""
+    page = Path(__file__).parents[1] / "docs" / "reviewer.md"
+    blocks = re.findall(r"^```yaml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    whole = [block for block in blocks if "..." not in block]
+    read = [parse_yaml(block, page.name).value() for block in whole]
+    found = [ReviewerModel.model_validate(block["reviewer"]) for block in read]
+    assert len(found) >= 2
+    assert found[1].fallback is not None

@@ -39,9 +39,10 @@ def test_each_author_has_its_rates(tmp_path: Path) -> None:
     keep_canaries(place, "2", ("m", "bad", "right"), ("m", "good", "false alarm"))
     keep_canaries(place, "3", ("m", "bad", "right"), ("", "good", "no answer"))
     keep_canaries(place, "4", ("n", "bad", "right"), ("", "good", "refused"))
+    keep_canaries(place, "5", ("m", "bad", "no answer"))
     lines = trust_section(place)
     assert lines[0] == "## Trust in the reviewer"
-    assert cells(lines, "m") == ["m", "0.333 (1/3)", "0.500 (1/2)", "0", "0"]
+    assert cells(lines, "m") == ["m", "0.333 (1/3)", "0.500 (1/2)", "1", "0"]
     assert cells(lines, "n") == ["n", "0.000 (0/1)", "-", "0", "0"]
     assert cells(lines, "(nobody answered)")[3:] == ["1", "1"]
 

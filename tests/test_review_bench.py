@@ -207,6 +207,16 @@ def test_a_small_situation_is_read(tmp_path: Path) -> None:
     assert found.mistake("retry", {"t": 0.5}) == ""
 
 
+def test_a_named_mistake_is_never_right(tmp_path: Path) -> None:
+    """Also where a rule of what is right would take it."""
+    high = {"name": "too high", "action": "retry", "after": {"t": {"above": 0.8}}}
+    found = load(write(tmp_path, wrong=[high]))
+    assert (found.is_right("retry", {"t": 0.8}), found.is_right("retry", {"t": 0.85})) == (
+        True,
+        False,
+    )
+
+
 @pytest.mark.parametrize(
     ("changed", "key"),
     [

@@ -33,7 +33,7 @@ GATE = Gate(
     ),
     extend={"raw_rows": 150},
 )
-PARAMS = {"temperature": 0.4, "raw_rows": 100, "stop": ["###"]}
+PARAMS: dict[str, Json] = {"temperature": 0.4, "raw_rows": 100, "stop": ["###"]}
 
 
 @pytest.fixture

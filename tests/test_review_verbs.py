@@ -71,11 +71,10 @@ def test_a_review_is_listed_shown_and_answered_with_a_retry(waiting: Session) ->
     assert (third.params["t"], third.params["batches"]) == (0.3, 3)
     assert isinstance(third.params["batches"], int)
     assert waiting.review("list").err.splitlines()[1].split()[:4] == ["a-2", "retry", "by", "me"]
-    shown = waiting.review("show", "a-2").err
-    assert re.search(
-        r"retry by me \(a person\), 2\S+ \S+ UTC: why\n    batches = 3\n    t = 0.3\n", shown
-    )
-    assert "  what followed: attempt 3 passed\n" in shown
+    told = waiting.review("show", "a-2").err
+    answer = r"retry by me \(a person\), 2\S+ \S+ UTC: why\n    batches = 3\n    t = 0.3\n"
+    assert re.search(answer, told)
+    assert "  what followed: attempt 3 passed\n" in told
 
 
 def test_a_stop_ends_the_session_and_an_override_may_follow(waiting: Session) -> None:
@@ -255,3 +254,57 @@ def test_a_question_is_shown_without_what_moves_a_cursor(waiting: Session) -> No
 
     request.unlink()
     assert f"{request} is not there" in waiting.review("show", "a-2").err
+
+
+def left_open(session: Session) -> None:
+    """As a model leaves it that wants a person to decide."""
+    word = ev.ReviewDecided(
+        "a-2",
+        "needs_human",
+        {},
+        "I cannot tell",
+        "model-x",
+        person=False,
+        concerns=("few rows",),
+        action_items=("read them",),
+        confidence=0.3,
+    )
+    sent = ev.RequestSent("a-2", "key", 1, 0.25)
+    settled = ev.RequestSettled("a-2", "key", 1, 0.2, 900, 100)
+    with open_journal(session.place) as journal:
+        for fact in (sent, settled, word):
+            journal.append(fact.to_body())
+
+
+def test_what_a_model_left_open_is_shown_and_a_person_decides_it(waiting: Session) -> None:
+    """Its concerns, items, confidence and cost stand there; the review waits as before."""
+    left_open(waiting)
+
+    (listed,) = waiting.review("list", "--json").lines
+    assert (listed["open"], listed["state"]) == (True, "open: model-x wants a person to decide")
+    assert listed["usd"] == pytest.approx(0.2)
+    row = waiting.review("list").err.splitlines()[1]
+    assert "model-x (a model)" in row
+    assert "$0.20 (1 request, 1,000 tokens)" in row
+    shown = waiting.review("show", "a-2").err
+    assert "needs_human by model-x (a model), 2" in shown
+    assert "    confidence: 0.300\n    concern: few rows\n    to do: read them\n" in shown
+    assert "the verdict was fail" in shown
+    assert "may be answered with: retry, stop, override" in shown
+
+    assert waiting.decide("retry", "--change", "t=0.3").code == 0
+    assert waiting.run().code == 0
+    authors = [d["author"] for d in waiting.review("list", "--json").lines[0]["decisions"]]
+    assert authors == ["model-x", "me"]
+
+
+def test_an_override_keeps_the_original_verdict(waiting: Session) -> None:
+    """Author, time, reason and what was judged are shown after the session has ended with 6."""
+    waiting.decide("override", reason="a false alarm")
+    assert waiting.run().code == 6
+
+    shown = waiting.review("show", "a-2").err
+    assert "the verdict was fail" in shown
+    assert re.search(r"override by me \(a person\), 2\S+ \S+ UTC: a false alarm", shown)
+    assert "what followed: the gate was passed by on a person's word" in shown
+    assert waiting.review("list", "--json").lines[0]["verdict"] == "fail"

@@ -188,7 +188,7 @@ def _footer(
     yield f"  asked {moment(review.asked_at)}; the verdict was {one_line(review.verdict) or 'none'}"
     for decided, at in zip(review.decisions, review.decided_at, strict=True):
         yield from _decision(decided, at)
-    if folder.error:
+    if folder.error and not review.is_answered:
         yield f"  the reviewer gave no answer that could be used: {one_line(folder.error)}"
     yield f"  cost: {words.cost(review)}"
     if review.last:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from runbook.contract import Gate, Json, Judgement, Metric, Reviewer
+from runbook.contract import Gate, Json, Judgement, Metric, Reviewer, ReviewRequest
 from runbook.executor import Gates
 from runbook.plan import Plan
 from runbook.step_function import find_module
@@ -27,17 +27,26 @@ def gates_of(root: Path) -> Gates:
 
 def reviewer_of(plan: Plan) -> Reviewer:
     """Who answers reviews. A program named by a path starts from the runbook's folder."""
+    from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - as gates and agent
+
     declared = plan.reviewer
-    if declared["provider"] == "human":
-        from agent.human import ask  # noqa: PLC0415 - only where a person answers
+    redact = Redactor(session_secrets(os.environ, plan.environment)).data
+    match declared["provider"]:
+        case "human":
+            return _person(redact)
+        case "command":
+            return _with_canaries(_program(plan, redact), declared)
+        case _:
+            return _with_canaries(_model(declared, redact), declared)
 
-        return ask
-    from runbook.redact import Redactor, session_secrets  # noqa: PLC0415 - see above
 
-    redactor = Redactor(session_secrets(os.environ, plan.environment))
-    if declared["provider"] == "command":
-        return _with_canaries(_program(plan, redactor.data), declared)
-    return _with_canaries(_model(declared, redactor.data), declared)
+def _person(redact: Callable[[bytes], bytes]) -> Reviewer:
+    from agent.human import ask  # noqa: PLC0415 - only where a person answers
+
+    def lay_down(request: ReviewRequest) -> None:
+        ask(request, redact)
+
+    return lay_down
 
 
 def _with_canaries(ask: Reviewer, declared: Mapping[str, Json]) -> Reviewer:

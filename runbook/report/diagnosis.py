@@ -11,10 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from runbook.problems import printable
 from runbook.report import criteria, outcome, review_words, spending
 from runbook.report.outcome import NextStep
 from runbook.report.review_folder import Folder
-from runbook.report.safe_text import columns, one_line
+from runbook.report.safe_text import columns, cut, one_line
 from runbook.report.session import ReviewView, SessionView
 from runbook.report.status import Sight
 from runbook.state import Status
@@ -102,7 +103,7 @@ _WAYS: Mapping[str, tuple[tuple[str, str], ...]] = {
     "storage": (
         ("Free space or bring the volume back, and go on", "run"),
         _DOCTOR,
-        ("Or begin anew on a larger volume", "anew"),
+        ("Or copy the workspace to a larger volume, and go on there", "anew"),
     ),
     "budget": (
         ("Allow half as much again, for the whole session, and go on", "more"),
@@ -238,13 +239,22 @@ def _evidence(view: SessionView, traces: Traces) -> Iterator[Evidence]:
         yield Evidence(title, (*last.errors[-1].error.splitlines(), *tail))
     if step and step.losses:
         yield Evidence(f"{step.name}: children that were lost", (outcome.losses(step),))
-    if _wants_log(view, traces.sight):
+    if _wants_log(view, traces.sight) and not _is_told(view, traces.log):
         lines = tuple(traces.log.splitlines()[-_LOG_LINES:])
         yield Evidence(f"The end of logs/{outcome.broken(view)}.log", lines)
     if view.outcome.reason in ("budget", "rental"):
         yield Evidence("Spent", tuple(spending.lines(view.spent, view.limits)))
     if traces.sight.who:
         yield Evidence("The executor", (traces.sight.who,))
+
+
+def _is_told(view: SessionView, log: str) -> bool:
+    """Whether the log ends with the traceback that is shown already."""
+    step = view.current
+    errors = step.last.errors if step and step.last else ()
+    return bool(errors and log.strip()) and errors[-1].traceback_tail.rstrip().endswith(
+        log.rstrip().splitlines()[-1].rstrip()
+    )
 
 
 def _wants_log(view: SessionView, sight: Sight) -> bool:
@@ -273,9 +283,9 @@ def _said(review: ReviewView, folder: Folder) -> Iterator[str]:
         yield f"the step asks: {' '.join(review.question.split())}"
     for decided in review.decisions:
         yield f"{decided.action} by {review_words.who(decided)}: {decided.reason}"
-    if folder.error:
+    if folder.error and not review.is_answered:
         yield f"the reviewer gave no answer that could be used: {folder.error}"
-    if folder.drafts:
+    if folder.drafts and not review.is_answered:
         yield f"what it sent back is kept: {', '.join(folder.drafts)}"
 
 
@@ -454,6 +464,5 @@ def render(found: Diagnosis) -> str:
 
 
 def _whole(line: str) -> str:
-    """A line with its indentation, and nothing else that a terminal acts on."""
-    indent = len(line) - len(line.lstrip(" "))
-    return " " * min(indent, 40) + one_line(line, 10_000)
+    """A line with all its blanks, and nothing in it that a terminal acts on."""
+    return printable(cut(line, 10_000), longest=20_000)

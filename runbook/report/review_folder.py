@@ -17,6 +17,7 @@ _KNOWN = {
     "canaries.json": "dossiers with known answers, asked beside this one",
     "decision.json": "the answer that was taken",
     "error.txt": "why there was no answer",
+    "draft.txt": "what was answered and could not be taken",
     "stderr.log": "what the reviewer's program said beside its answer",
 }
 
@@ -32,8 +33,8 @@ class Folder:
 
     @property
     def drafts(self) -> tuple[str, ...]:
-        """The raw replies that were kept."""
-        return tuple(name for _, name in self.files if name.startswith("response"))
+        """What the reviewer sent back and could not be taken, as it was kept."""
+        return tuple(n for _, n in self.files if n == "draft.txt" or n.startswith("response"))
 
 
 def read_folder(path: Path) -> Folder:

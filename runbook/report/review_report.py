@@ -191,7 +191,7 @@ def _decided(story: Story, folder: Folder) -> list[str]:
     lines = ["## The decision", ""]
     for decided, at in zip(review.decisions, review.decided_at, strict=True):
         lines += _decision(review, decided, at)
-    if folder.error and not any(not d.person for d in review.decisions):
+    if folder.error and not review.is_answered:
         lines += block("The reviewer gave no answer that could be used:", folder.error.splitlines())
         if folder.drafts:
             kept = ", ".join(code(name) for name in folder.drafts)

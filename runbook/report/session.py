@@ -152,6 +152,11 @@ class ReviewView:
         return not self.superseded and (self.last is None or self.last.action == NEEDS_HUMAN)
 
     @property
+    def is_answered(self) -> bool:
+        """Whether its reviewer, and not only a person, gave an answer."""
+        return any(not decision.person for decision in self.decisions)
+
+    @property
     def usd(self) -> float:
         """What its requests cost, those of unknown end at their worst."""
         return math.fsum(request.usd for request in self.requests)

@@ -8,12 +8,14 @@ import json
 import os
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from servers.conftest import CONTEXT, NAME
 
+from agent.answer import Answer
 from runbook import events as ev
 from runbook.journal import facts, read_entries
 from runbook.workspace import Workspace
@@ -127,18 +129,39 @@ def test_a_real_model_reviews_a_failed_gate(vllm: str, tmp_path: Path, provider:
 def test_structured_output_holds_a_real_model_to_the_form(
     vllm: str, tmp_path: Path, provider: str
 ) -> None:
-    """In six reviews of as many sessions most replies are decisions, none is outside the list."""
-    answered = 0
-    for number in range(6):
+    """Every reply that came to its end has the schema's keys and an action of this very review.
+
+    A model so small rambles, so that many are cut off, or leave a range that stands in words:
+    those are no decisions, and how many there were is printed.
+    """
+    outcomes: Counter[str] = Counter()
+    for number in range(3):
         book = write_runbook(tmp_path / f"book{number}", provider, vllm)
         root = tmp_path / f"ws{number}"
         assert run(book, root) == 3
-        first = next(f for f in known(root) if isinstance(f, ev.ReviewRequested))
-        decided = [f for f in known(root) if isinstance(f, ev.ReviewDecided)]
-        answered += any(f.review_id == first.review_id for f in decided)
-        assert {f.action for f in decided} <= ALLOWED
-    sys.stderr.write(f"{provider}: {answered} of 6 first reviews were answered\n")
-    assert answered >= 3
+        for folder in root.glob("reviews/*_pilot_*"):
+            outcomes["answered" if (folder / "decision.json").exists() else "left to a person"] += 1
+            for path in folder.glob("response-*.json"):
+                text = _text_of(json.loads(path.read_text()))
+                outcomes["whole replies" if text else "cut off"] += 1
+                if text:
+                    reply = json.loads(text)
+                    assert set(reply) == set(Answer.model_fields)
+                    assert reply["action"] in ALLOWED
+                    assert set(reply["changes"]) <= {"temperature"}
+    sys.stderr.write(f"{provider}: {dict(outcomes)}\n")
+    assert outcomes["whole replies"]
+
+
+def _text_of(body: dict[str, Any]) -> str:
+    """The model's text in either protocol's body; empty where it was cut off."""
+    if body.get("object") == "response":
+        if body["status"] != "completed":
+            return ""
+        parts = [p for item in body["output"] for p in item.get("content") or ()]
+    else:
+        parts = body["content"] if body["stop_reason"] == "end_turn" else []
+    return "".join(str(part.get("text", "")) for part in parts)
 
 
 @pytest.mark.parametrize("provider", PROVIDERS)

@@ -1,0 +1,1 @@
+"""Providers before real servers on loopback: run by ``make test-servers`` only."""
