@@ -47,13 +47,13 @@ _FINE = (
 )
 _BROKEN = (
     "and and and and and and and and and and and and and and and and",
-    "Instruction: Name a river.\nResponse: Instruction: Name a river.\nResponse:",
+    "Name a river. Name a river. Name a river. Name a river. Name a river.",
     "The list is the list is the list is the list is the list is the list is",
     "1. one 1. one 1. one 1. one 1. one 1. one 1. one 1. one",
     "Q: What is it?\nA: What is it?\nQ: What is it?\nA: What is it?",
     "the of the of the of the of the of the of the of the of the of the",
     "%%%% %%%% %%%% %%%% %%%% %%%% %%%% %%%%",
-    "Response:\nResponse:\nResponse:\nResponse:\nResponse:",
+    "said said said said said said said said said said said said said said",
     "no no no no no no no no no no no no no no no no no no no no",
     "It was. It was. It was. It was. It was. It was. It was. It was.",
 )

@@ -101,7 +101,7 @@ def _decide_step(plan: Plan, state: State, step: PlannedStep, mine: StepState) -
     phase = next((p for p in plan.phases if p.name == step.phase), None)
     match mine.status:
         case Status.FINISHED:
-            return _decide_finished(plan, state, step, mine)
+            return _decide_finished(state, step, mine)
         case Status.JUDGED:
             return _decide_judged(plan, state, step, mine)
         case Status.FAILED if mine.failed:
@@ -116,7 +116,7 @@ def _decide_step(plan: Plan, state: State, step: PlannedStep, mine: StepState) -
             return RunStep(step.name, mine.attempt, mine.look, params)
 
 
-def _decide_finished(plan: Plan, state: State, step: PlannedStep, mine: StepState) -> Action:
+def _decide_finished(state: State, step: PlannedStep, mine: StepState) -> Action:
     if step.gate:
         return JudgeGate(step.name)
     if not _asks(mine) or _may_proceed(mine):

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -148,9 +149,6 @@ class Meter:
         self._unsent += _line({"paused": why})
         self._flush()
         self._close()
-        if self._process is not None:
-            # Reaped where this process lives on until then.
-            threading.Thread(target=self._process.wait, daemon=True).start()
 
     def let_go(self) -> None:
         """As ``leave``, where another executor has taken over: a meter that died stays dead."""
@@ -254,20 +252,18 @@ class Meter:
                     self._stopped = decode(StopRecord, stop)
 
     def _wait_for_exit(self) -> None:
-        process = self._process
-        if process is None:
-            return
-        try:
-            process.wait(_LEAVE_S)
-        except subprocess.TimeoutExpired:
-            # It goes on a loaded machine's time; reaped where this process lives on until then.
-            threading.Thread(target=process.wait, daemon=True).start()
+        if self._process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(_LEAVE_S)
 
     def _close(self) -> None:
         if self._process is not None:
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     pipe.close()
+        if self._process is not None and self.alive():
+            # Reaped where this process lives on until then.
+            threading.Thread(target=self._process.wait, daemon=True).start()
 
 
 def _environment(workspace: Path) -> dict[str, str]:

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from servers.conftest import CONTEXT, NAME
 
 from agent.answer import Answer
 from runbook import events as ev
 from runbook.journal import facts, read_entries
 from runbook.workspace import Workspace
+from servers.conftest import CONTEXT, NAME
 
 pytestmark = [pytest.mark.servers, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]
@@ -85,7 +85,7 @@ def write_runbook(folder: Path, provider: str, url: str, **reviewer: Any) -> Pat
 
 
 def run(book: Path, root: Path) -> int:
-    command = [sys.executable, "-m", "runbook", "run", book, "--workspace", root]
+    command = [sys.executable, "-m", "runbook", "run", str(book), "--workspace", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     sys.stderr.write(done.stderr)
