@@ -294,7 +294,7 @@ class Account(Protocol):
 
         Args:
             key: as reserved.
-            usd: what it did cost; None: all that was reserved.
+            usd: what it did cost; None, or more than was reserved: all that was.
             input_tokens: as the provider counted them.
             output_tokens: likewise.
         """

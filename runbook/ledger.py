@@ -125,7 +125,8 @@ class Ledger:
     ) -> None:
         """See ``runbook.contract.Account``."""
         sent, reserved = self._last_sent(key)
-        cost = reserved if usd is None else usd
+        # What would cost more than was reserved could break a limit that was held.
+        cost = usd if usd is not None and 0.0 <= usd <= reserved else reserved
         tokens = max(0, input_tokens), max(0, output_tokens)
         self._append(ev.RequestSettled(review_id, key, sent, cost, *tokens))
         self._requested = self._spent()

@@ -92,7 +92,7 @@ MUTANTS = (
     Mutant(
         "a request leaves before it is on record",
         "runbook/ledger.py",
-        "        self._append(ev.RequestSent(review_id, key, sent + 1, self._request_usd))\n",
+        "        self._append(ev.RequestSent(review_id, key, sent + 1, usd))\n",
         "",
         (_BUDGET + "a_request_is_on_record_before_it_leaves",),
     ),
@@ -106,7 +106,7 @@ MUTANTS = (
     Mutant(
         "a request beyond what is left",
         "runbook/ledger.py",
-        "        if self._request_usd > left:\n",
+        "        if not 0.0 <= usd <= left:\n",
         "        if False:\n",
         (_BUDGET + "a_request_is_on_record_before_it_leaves",),
     ),
@@ -271,6 +271,35 @@ MUTANTS = (
         "        end_orphans(workspace.root)\n        artifacts.settle",
         "        artifacts.settle",
         (_EXECUTOR + "what_a_killed_run_left_is_cleared_at_the_start",),
+    ),
+    Mutant(
+        "an answer outside the review's list is acted on",
+        "runbook/machine.py",
+        "    if decided.action not in review.allowed:\n",
+        "    if False:\n",
+        ("tests/test_review_actions.py::test_what_stands_in_no_list_is_no_answer",),
+    ),
+    Mutant(
+        "a review takes a second answer",
+        "runbook/machine.py",
+        "    if refusal := _refuse_again(review, decided):\n        return refusal\n",
+        "",
+        ("tests/test_machine.py::test_a_review_is_decided_once",),
+    ),
+    Mutant(
+        "a model is asked before its request is reserved",
+        "agent/model_reviewer.py",
+        "        if refusal := self.request.account.reserve(key, usd):\n"
+        "            self._refuse(key, refusal)\n",
+        "",
+        ("tests/test_model_reviewer.py::TestPaid::test_more_than_the_budget_is_not_sent",),
+    ),
+    Mutant(
+        "an answer out of its bounds counts",
+        "agent/answer.py",
+        "    check_bounds(answer, request)\n    return answer\n",
+        "    return answer\n",
+        ("tests/test_model_reviewer.py::TestRefused",),
     ),
 )
 
