@@ -164,13 +164,18 @@ class Purse:
         """What one question's requests are paid from."""
         return BenchAccount(self, place)
 
+    def affords(self, requests: int, usd: float | None) -> bool:
+        """See ``runbook.contract.Account``."""
+        cost = self._request_usd if usd is None else usd
+        return 0.0 <= requests * cost <= self._max_usd - self.spent
+
     def reserve(self, place: str, key: str, usd: float | None) -> str:
         """See ``runbook.contract.Account``."""
         cost = self._request_usd if usd is None else usd
         unknown = sum(s["place"] == place and s["key"] == key and not s["done"] for s in self._sent)
         if unknown > self._unknown_requests:
             return f"it was asked {unknown} times and no end of that is known"
-        if not 0.0 <= cost <= self._max_usd - self.spent:
+        if not self.affords(1, usd):
             left = max(0.0, self._max_usd - self.spent)
             return f"one request may cost {cost:.4f} USD, and {left:.4f} USD of the cap are left"
         self._sent.append(
@@ -199,6 +204,9 @@ class BenchAccount:
     def __init__(self, purse: Purse, place: str) -> None:
         self._purse = purse
         self._place = place
+
+    def affords(self, requests: int, usd: float | None = None) -> bool:
+        return self._purse.affords(requests, usd)
 
     def reserve(self, key: str, usd: float | None = None) -> str:
         return self._purse.reserve(self._place, key, usd)

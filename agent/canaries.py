@@ -1,7 +1,7 @@
 """Asks a reviewer two dossiers whose right answers are known, beside the real one, and keeps score.
 
 Rule: the reviewer is told nothing; the two go first, in an order drawn by hash, under the real
-review's rules and from its money, and never take what the real one needs. What became of them is
+review's rules and from its money, and leave it enough for the real question. What became of them is
 durable in the review's ``canaries.json`` before the real answer is acted on, so that a kill asks
 none of them twice. An author that approves too many known-bad ones loses its word on ``proceed``:
 a person then decides.
@@ -9,14 +9,14 @@ a person then decides.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.canary_dossiers import Known, make_pair
 from agent.situations import APPROVING, outside
 from runbook.artifacts import write_json
-from runbook.contract import Account, Decision, Json, Reviewer, ReviewRequest
+from runbook.contract import Account, Decision, Reviewer, ReviewRequest
 from runbook.regular_files import read
 
 RECORD = "canaries.json"
@@ -28,6 +28,8 @@ REFUSED = "refused"
 """The account would not pay for it."""
 _KEPT_BACK = 2
 """Requests' worth that a canary leaves to the real review: the question, and one repair."""
+_HELD = "the reviewer's 'proceed' is not acted on; a person decides"
+"""Later dossiers of the same model repeat it, so nothing in it may tell of canaries."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ def _ask_pair(ask: Reviewer, request: ReviewRequest) -> bool:
     """Ask what was not asked yet; False where the session is to stop in between."""
     folder = request.workspace / request.path
     known = {o.name: o for o in _outcomes(folder / RECORD)}
-    purse = _Purse(request)
+    purse = _Purse(request.account)
     for name, canary in _ordered(request):
         if name in known:
             continue
@@ -144,14 +146,12 @@ def _trusted(request: ReviewRequest, decision: Decision, settings: Canaries) -> 
     found = score((request.workspace / request.path).parent, decision.author)
     if not found.is_above(settings):
         return decision
-    why = (
-        f"{decision.author} approved {found.approved} of {found.answered} known-bad dossiers, more "
-        f"than the declared {settings.max_false_rate:g}, so its 'proceed' is not acted on: decide "
-        "yourself"
+    told = (
+        f"its own answer, not acted on: {decision.action}: {decision.reason}",
+        "read 'Trust in the reviewer' in the session's report for why, and decide yourself",
     )
-    said = f"its own answer, not acted on: {decision.action}: {decision.reason}"
     return replace(
-        decision, action="needs_human", reason=why, action_items=(said, *decision.action_items)
+        decision, action="needs_human", reason=_HELD, action_items=(*told, *decision.action_items)
     )
 
 
@@ -171,21 +171,22 @@ def _outcomes(path: Path) -> tuple[Outcome, ...]:
 
 
 class _Purse:
-    """The real review's account, which keeps back what the real review needs."""
+    """The real review's account, of which each canary leaves what the real review needs."""
 
-    def __init__(self, request: ReviewRequest) -> None:
-        self._account: Account = request.account
-        self._left = _left(request.budget)
-        self._reserved: dict[str, float] = {}
+    def __init__(self, account: Account) -> None:
+        self._account = account
         self.refused = False
         """Whether the newest canary could not be paid for."""
 
+    def affords(self, requests: int, usd: float | None = None) -> bool:
+        return self._account.affords(requests + _KEPT_BACK, usd)
+
     def reserve(self, key: str, usd: float | None = None) -> str:
-        refusal = self._keeps_back(usd) or self._account.reserve(key, usd)
+        if self.affords(1, usd):
+            refusal = self._account.reserve(key, usd)
+        else:
+            refusal = "what is left of the reviews' money is kept for the question itself"
         self.refused = bool(refusal)
-        if not refusal and usd is not None:
-            self._reserved[key] = usd
-            self._left -= usd
         return refusal
 
     def settle(
@@ -196,18 +197,4 @@ class _Purse:
         input_tokens: int = 0,
         output_tokens: int = 0,
     ) -> None:
-        if usd is not None:
-            self._left += self._reserved.get(key, usd) - usd
         self._account.settle(key, usd, input_tokens=input_tokens, output_tokens=output_tokens)
-
-    def _keeps_back(self, usd: float | None) -> str:
-        if usd is None or self._left - usd >= _KEPT_BACK * usd:
-            return ""
-        return "what is left of the reviews' money is kept for the question itself"
-
-
-def _left(budget: Mapping[str, Json]) -> float:
-    """Dollars that reviews may still cost; infinite where the dossier tells no limit."""
-    found = budget.get("review_usd")
-    left = found.get("left") if isinstance(found, Mapping) else None
-    return float(left) if isinstance(left, int | float) else float("inf")

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent import human
+from agent import human, redaction
 from agent.answer import Answer, UnusableError, check_bounds, instruction, open_actions, read_answer
 from agent.program import Ended, run_program
 from runbook.artifacts import canonical_json, sha256_bytes, write_bytes, write_json
@@ -32,6 +32,7 @@ def reviewer(
     """
 
     def ask(request: ReviewRequest) -> Decision | None:
+        request = redaction.of_request(request, redact)
         human.ask(request, redact)
         if not open_actions(request):
             return None
@@ -114,7 +115,7 @@ class _Review:
         """The answer, once it is on disk. Raises UnusableError."""
         if ended.cause:
             raise UnusableError(ended.cause)
-        answer = read_answer(ended.stdout, self.request)
+        answer = redaction.of_answer(read_answer(ended.stdout, self.request), self.redact)
         document = {"key": self.key, "answer": answer.model_dump(exclude_unset=True)}
         write_json(self.folder / "decision.json", document)
         return answer

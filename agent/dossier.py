@@ -309,6 +309,7 @@ class _Page:
             plain = [line for line in one.effect if _EFFECT.fullmatch(line)]
             answer = " with ".join((label(one.action), *([", ".join(set_to)] if set_to else [])))
             effect = "; ".join((f"**{label(one.outcome)}**", *plain))
+            effect = "nothing was run on it" if one.outcome == "none" else effect
             lines.append(
                 f"`{label(one.review_id)}` ({words(one.asked)}) answered {answer}. "
                 f"What came of it: {effect}"

@@ -26,6 +26,21 @@ from agent.failures import (
 if TYPE_CHECKING:
     import httpx2
 
+_HEADERS = frozenset(
+    {
+        "accept",
+        "anthropic-beta",
+        "anthropic-version",
+        "connection",
+        "content-length",
+        "content-type",
+        "host",
+        "user-agent",
+    }
+)
+"""What is sent, the key's own header aside: variables of the environment name others."""
+_SDK = "x-stainless-"
+"""By these an SDK tells its version, and itself what to make of the response."""
 BODY_LIMIT = 1 << 20
 """Bytes of a response; what follows is not read."""
 _CONNECT_S = 20.0
@@ -36,7 +51,12 @@ _LAST_S = 1.0
 
 
 def fetch(
-    send: Callable[["httpx2.Client"], bytes], *, timeout_s: float, stop: Callable[[], str]
+    send: Callable[["httpx2.Client"], bytes],
+    *,
+    timeout_s: float,
+    stop: Callable[[], str],
+    key: str,
+    redact: Callable[[bytes], bytes] = bytes,
 ) -> bytes:
     """The body of a successful response.
 
@@ -44,12 +64,14 @@ def fetch(
         send: asks through this client; runs in a thread of its own.
         timeout_s: for all of it.
         stop: why the session is to end now, or ''.
+        key: stands in every header for a key, whatever the environment has an SDK put there.
+        redact: takes secrets out of an error's body before it is quoted.
 
     Raises:
         ProviderError: there is none; its class says what can be done.
         StoppedError: the session is to end; the outcome is unknown.
     """
-    wire = _Wire()
+    wire = _Wire(key)
     came: SimpleQueue[bytes | BaseException] = SimpleQueue()
     thread = Thread(target=_run, args=(wire, send, timeout_s, came), daemon=True)
     thread.start()
@@ -60,7 +82,7 @@ def fetch(
         thread.join(_LAST_S)
     if isinstance(found, bytes):
         return found
-    raise _failure(found) from found
+    raise _failure(found, redact) from found
 
 
 def _run(
@@ -101,7 +123,8 @@ def _tls() -> ssl.SSLContext:
 class _Wire:
     """The sockets of a request, so that it can be cut off from another thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, key: str) -> None:
+        self._auth = {"authorization": f"Bearer {key}", "x-api-key": key}
         self._sockets: list[socket.socket] = []
         self._is_cut = False
 
@@ -116,6 +139,11 @@ class _Wire:
         )
 
     def _watch(self, request: "httpx2.Request") -> None:
+        for name in list(request.headers):
+            if name.lower() in self._auth:
+                request.headers[name] = self._auth[name.lower()]
+            elif name.lower() not in _HEADERS and not name.lower().startswith(_SDK):
+                del request.headers[name]
         request.headers["accept-encoding"] = "identity"
         request.extensions["trace"] = self._note
 
@@ -164,7 +192,7 @@ def _bound(response: "httpx2.Response") -> None:
     response.stream = Bounded(response.stream)
 
 
-def _failure(error: BaseException) -> ProviderError:
+def _failure(error: BaseException, redact: Callable[[bytes], bytes]) -> ProviderError:
     """What an SDK's error means. One that is not known may have come after the request went."""
     import httpx2  # noqa: PLC0415 - as above
 
@@ -175,7 +203,7 @@ def _failure(error: BaseException) -> ProviderError:
             return cause
         response = getattr(cause, "response", None)
         if isinstance(response, httpx2.Response):
-            return of_status(response.status_code, dict(response.headers), response.content)
+            return of_status(response.status_code, dict(response.headers), response.content, redact)
         if isinstance(cause, never_sent):
             return TransientError(f"no connection: {_told(cause)}")
         if isinstance(cause, never_will):

@@ -7,9 +7,10 @@ stays reserved. A status is read by its number and its error's code, never by wo
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from email.utils import parsedate_to_datetime
 
+from agent import redaction
 from agent.answer import shown
 from runbook.contract import Json
 
@@ -73,7 +74,12 @@ class RefusedError(Exception):
 
 
 def of_status(
-    status: int, headers: Mapping[str, str], body: bytes, *, now: float | None = None
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    redact: Callable[[bytes], bytes] = bytes,
+    *,
+    now: float | None = None,
 ) -> ProviderError:
     """What a status other than 2xx means.
 
@@ -81,12 +87,13 @@ def of_status(
         status: of HTTP.
         headers: their names in lower case.
         body: may hold ``{"error": {"type", "code", "message"}}``.
+        redact: takes secrets out of what the body says, before that is cut.
         now: seconds since the epoch, for a ``retry-after`` that is a date.
     """
     error = _error(body)
     named = {str(error.get("code")), str(error.get("type"))}
     exhausted = bool(named & _QUOTA)
-    cause = _cause(status, error, exhausted=exhausted)
+    cause = _cause(status, redaction.of_value(error, redact), exhausted=exhausted)
     if (status in _BUSY or status >= 500) and not exhausted:
         return TransientError(cause, retry_after(headers.get("retry-after", ""), now=now))
     return PermanentError(cause)

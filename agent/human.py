@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import replace
 
-from agent import dossier
+from agent import dossier, redaction
 from runbook.artifacts import sha256_bytes, write_bytes
 from runbook.contract import ReviewRequest
 
@@ -17,6 +17,7 @@ def ask(request: ReviewRequest, redact: Callable[[bytes], bytes] = bytes) -> Non
 
     ``redact`` takes secrets out of bytes; by default there are none.
     """
+    request = redaction.of_request(request, redact)
     path = request.workspace / request.path / "request.md"
     write_bytes(path, redact(render(request).encode("utf-8", "backslashreplace")))
 

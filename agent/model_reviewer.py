@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import tenacity
 
-from agent import anthropic_provider, human, openai_provider
+from agent import anthropic_provider, human, openai_provider, redaction
 from agent.answer import (
     Answer,
     UnusableError,
@@ -78,13 +78,15 @@ def reviewer(
     """
 
     def ask(request: ReviewRequest) -> Decision | None:
+        request = redaction.of_request(request, redact)
         human.ask(request, redact)
         if not open_actions(request):
             return None
         mine = replace(request, allowed=open_actions(request))
         files = ReviewFiles(request.workspace / request.path, redact)
         try:
-            prompt = files.prompt(mine, lambda: render(mine, models))
+            limit = _prompt_tokens(models)
+            prompt = files.prompt(mine, limit, lambda: render(mine, limit))
         except ValueError as error:
             files.fail([f"the dossier: {error}; raise context_tokens, or decide yourself"], "")
             return None
@@ -94,11 +96,15 @@ def reviewer(
     return ask
 
 
-def render(request: ReviewRequest, models: Sequence[Served]) -> str:
-    """What a model is sent; it fits the smallest context that is declared."""
+def _prompt_tokens(models: Sequence[Served]) -> int:
+    """What a question may take: it must fit the smallest context that is declared."""
+    return min(served.context_tokens - served.max_output_tokens for served in models)
+
+
+def render(request: ReviewRequest, max_tokens: int) -> str:
+    """What a model is sent."""
     form = instruction(request, complete=True)
-    left = min(served.context_tokens - served.max_output_tokens for served in models)
-    return f"{dossier(request, max_tokens=left - len(form) // 2)}\n{form}"
+    return f"{dossier(request, max_tokens=max_tokens - len(form) // 2)}\n{form}"
 
 
 def dossier(request: ReviewRequest, *, max_tokens: int) -> str:
@@ -238,7 +244,8 @@ class _Asked:
             raise NoAnswerError(reply.ended, reply.text)
         try:
             text = reply.text.encode("utf-8", "backslashreplace")
-            return read_answer(text, self.request, complete=True), sent
+            answer = read_answer(text, self.request, complete=True)
+            return redaction.of_answer(answer, self.files.redact), sent
         except UnusableError as error:
             raise _RepairableError(str(error), reply.text) from error
 
@@ -279,6 +286,8 @@ class _Asked:
                 lambda http: self._provider.send(call, secret, http),
                 timeout_s=served.timeout_s,
                 stop=self.request.stop,
+                key=secret,
+                redact=self.files.redact,
             )
         except (TransientError, PermanentError) as error:
             self.request.account.settle(key, 0.0)

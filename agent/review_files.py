@@ -67,18 +67,26 @@ class ReviewFiles:
     folder: Path
     redact: Callable[[bytes], bytes]
 
-    def prompt(self, request: ReviewRequest, render: Callable[[], str]) -> str:
-        """What is sent: as it was stored for this review, or else rendered and stored."""
+    def prompt(self, request: ReviewRequest, limit: int, render: Callable[[], str]) -> str:
+        """What is sent: as it was stored for this review, or else rendered and stored.
+
+        Another ``limit`` of its tokens has it rendered anew, but not while a request with the
+        stored one may have been charged: that one's answer is still to come, or known as lost.
+        """
         of = {name: getattr(request, name) for name in _OF}
         of["adjustable"] = {name: [r.min, r.max] for name, r in request.adjustable.items()}
         basis = _sha256(of)
         stored = _bytes(self.folder / "prompt.md")
-        if _mapping(self.folder / "prompt.json") == {"of": basis, "sha256": sha256_bytes(stored)}:
+        seal = _mapping(self.folder / "prompt.json")
+        is_whole = (seal.get("of"), seal.get("sha256")) == (basis, sha256_bytes(stored))
+        is_out = any(sent.outcome == SENT for sent in self.requests())
+        if is_whole and (is_out or seal.get("limit") == limit):
             return stored.decode("utf-8", "replace")
         data = self.redact(render().encode("utf-8", "backslashreplace"))
         text = data.decode("utf-8", "replace")
         sha256 = write_bytes(self.folder / "prompt.md", text.encode())
-        write_json(self.folder / "prompt.json", {"of": basis, "sha256": sha256})
+        seal = {"of": basis, "limit": limit, "sha256": sha256}
+        write_json(self.folder / "prompt.json", seal)
         return text
 
     def requests(self, key: str | None = None) -> tuple[Sent, ...]:

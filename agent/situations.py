@@ -91,8 +91,8 @@ class Reading(_Strict):
     at_least: float | None = None
     min_n: int = 1
     value: float | None
-    n: int | None = None
-    successes: int | None = None
+    n: int | None = Field(None, ge=0)
+    successes: int | None = Field(None, ge=0)
     denominator: str = ""
     instrument: Literal["ok", "uncalibrated", "broken"] = "ok"
     note: str = ""
@@ -325,6 +325,8 @@ def load(path: Path) -> Situation:
         document = YAML(typ="safe", pure=True).load(read(path).decode())
     except (OSError, ValueError, YAMLError) as error:
         raise _wrong(path, "", f"cannot be read: {error}") from error
+    except RecursionError as error:
+        raise _wrong(path, "", "is nested too deeply") from error
     if not isinstance(document, dict):
         raise _wrong(path, "", "is no mapping")
     try:
@@ -361,7 +363,16 @@ def _check(path: Path, situation: Situation) -> None:
         raise _wrong(path, "right", "every allowed answer is right, so nothing is asked")
     if ("question" in asked.reason) != bool(asked.question):
         raise _wrong(path, "request.question", "is there where the reason is 'question', only")
+    _check_counts(path, asked)
     _check_example(path, situation)
+
+
+def _check_counts(path: Path, asked: Asked) -> None:
+    for i, run in enumerate(asked.attempts):
+        for j, found in enumerate(run.readings):
+            if found.n is not None and (found.successes or 0) > found.n:
+                where = f"request.attempts.{i}.readings.{j}.successes"
+                raise _wrong(path, where, f"{found.successes} of n = {found.n} cannot be")
 
 
 def _check_example(path: Path, situation: Situation) -> None:
@@ -376,6 +387,9 @@ def _check_example(path: Path, situation: Situation) -> None:
 
 class _NoMoney:
     """An account of a request that is never sent."""
+
+    def affords(self, requests: int, usd: float | None = None) -> bool:  # noqa: ARG002 - the seam's
+        return False
 
     def reserve(self, key: str, usd: float | None = None) -> str:  # noqa: ARG002 - the seam's
         return "this question is not for sending"

@@ -263,13 +263,22 @@ class EarlierReview:
     """As its author gave it."""
     author: str
     outcome: str
-    """better, worse, passed, unchanged, or pending where nothing was judged since."""
+    """better, worse, passed or unchanged; pending where nothing was judged since; none where the
+    answer had nothing run."""
     effect: tuple[str, ...] = ()
     """What its attempt changed, a criterion a line: ``runaway_rate 0.209 -> 0.538 (< 0.05)``."""
 
 
 class Account(Protocol):
     """What a review's requests are paid from. Faked by ``runbook.testing.LocalAccount``."""
+
+    def affords(self, requests: int, usd: float | None = None) -> bool:
+        """Whether so many requests may still be paid, each at its worst; nothing is reserved.
+
+        Args:
+            requests: how many, at least one.
+            usd: as in ``reserve``.
+        """
 
     def reserve(self, key: str, usd: float | None = None) -> str:
         """Make one request's intent and worst-case cost durable, before it leaves.

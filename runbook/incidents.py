@@ -28,10 +28,14 @@ _HOUSEKEEPING = (
     ev.SessionResumed,
     ev.SessionStopped,
     ev.TimeLeased,
+    ev.RequestSent,
+    ev.RequestSettled,
     ev.PodStopRequested,
     ev.ManifestWritten,
 )
 """Facts that do not move a session: between two stops with nothing else, nothing happened."""
+_ENDS_A_REQUEST = (ev.RequestSettled, ev.ReviewDecided, ev.SessionStopped, ev.SessionDone)
+"""After one of these nobody waits for an answer any more; what it may have cost is spent."""
 _NEED_A_PERSON = (RunbookError.code, NeedsPersonError.code, SentinelError.code)
 _TOLD_IN_FULL = frozenset({"budget", "rental", "no progress", "missing manifest", "changed input"})
 """Stops whose cause is the executor's own words; others may quote a step's."""
@@ -80,7 +84,7 @@ def new_incidents(plan: Plan, state: State, known: Sequence[ev.Event]) -> Iterat
         return
     fact = known[-1]
     spends = ev.TimeLeased | ev.RequestSent | ev.RequestSettled | ev.SessionResumed
-    if isinstance(fact, spends | ev.SessionStopped):
+    if isinstance(fact, spends | ev.ReviewDecided | ev.SessionStopped):
         yield from of_budget(known)
     if isinstance(fact, ev.StepPassed | ev.GateJudged | ev.ReviewDecided | ev.StepSkipped):
         yield from of_phases(plan, state)
@@ -244,19 +248,25 @@ def _limits(known: Sequence[ev.Event]) -> Limits:
 
 
 def _worked(known: Sequence[ev.Event]) -> Iterator[ev.Event]:
-    """The facts without what the executor at work has leased ahead."""
-    newest = None
+    """The facts without what the executor at work holds: time ahead, a request under way."""
+    mine = list(_of_newest(known))
+    leased = next((i for i in mine if isinstance(known[i], ev.TimeLeased)), None)
+    asked = next(
+        (i for i in mine if isinstance(known[i], (ev.RequestSent, *_ENDS_A_REQUEST))), None
+    )
+    for number, fact in enumerate(known):
+        if number == leased and isinstance(fact, ev.TimeLeased):
+            yield replace(fact, ahead_s=0.0)
+        elif number != asked or not isinstance(fact, ev.RequestSent):
+            yield fact
+
+
+def _of_newest(known: Sequence[ev.Event]) -> Iterator[int]:
+    """The places of the newest executor's facts, the last one first."""
     for number in range(len(known) - 1, -1, -1):
         if isinstance(known[number], ev.SessionStarted | ev.SessionResumed):
-            break
-        if isinstance(known[number], ev.TimeLeased):
-            newest = number
-            break
-    for number, fact in enumerate(known):
-        if number == newest and isinstance(fact, ev.TimeLeased):
-            yield replace(fact, ahead_s=0.0)
-        else:
-            yield fact
+            return
+        yield number
 
 
 def _shares(limits: Limits, now: Spent) -> Iterator[tuple[str, tuple[float, float]]]:

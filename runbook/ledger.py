@@ -111,6 +111,11 @@ class Ledger:
         if unknown > self._unknown_requests:
             times = "once" if unknown == 1 else f"{unknown} times"
             return f"it was asked {times} and no end of that is known; decide yourself"
+        if self.seconds_left(terminal=self._terminal) <= 0:
+            # It would be cut off before its answer came, and paid.
+            return (
+                f"no time is left to wait for an answer: {self.exhausted(terminal=self._terminal)}"
+            )
         left = budget.review_left(self.limits, self._spent())
         if not 0.0 <= usd <= left:
             what = f"one request may cost {budget.dollars(usd)}"
@@ -119,6 +124,11 @@ class Ledger:
         self._append(ev.RequestSent(review_id, key, sent + 1, usd))
         self._requested = self._spent()
         return ""
+
+    def affords(self, requests: int, usd: float | None = None) -> bool:
+        """See ``runbook.contract.Account``."""
+        usd = self._request_usd if usd is None else usd
+        return 0.0 <= requests * usd <= budget.review_left(self.limits, self._spent())
 
     def settle_request(
         self, review_id: str, key: str, usd: float | None, *, input_tokens: int, output_tokens: int
@@ -160,6 +170,9 @@ class ReviewAccount:
     def __init__(self, ledger: Ledger, review_id: str) -> None:
         self._ledger = ledger
         self._review_id = review_id
+
+    def affords(self, requests: int, usd: float | None = None) -> bool:
+        return self._ledger.affords(requests, usd)
 
     def reserve(self, key: str, usd: float | None = None) -> str:
         return self._ledger.reserve(self._review_id, key, usd)

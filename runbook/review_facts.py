@@ -20,7 +20,7 @@ from runbook.machine import rerun_range
 from runbook.params import all_params, find, is_number
 from runbook.plan import Plan, PlannedStep
 from runbook.regular_files import open_to_read
-from runbook.state import CERTIFICATE, SMOKE
+from runbook.state import CERTIFICATE, MAKES_ANEW, SMOKE
 from runbook.workspace import Workspace
 
 LOG_LINES = 40
@@ -114,8 +114,11 @@ def _earlier(
     since: Sequence[ev.Event],
 ) -> EarlierReview:
     was = _last(before, ev.GateJudged, asked.step, asked.attempt)
-    now = _judged_next(since, asked.step)
+    at_smoke = was is not None and was.look == SMOKE
+    runs = decided.action in MAKES_ANEW or (decided.action == "override" and at_smoke)
+    now = _judged_next(since, asked.step) if runs else None
     criteria = _criteria(plan, asked.step)
+    so_far = "pending" if runs else "none"
     return EarlierReview(
         asked.review_id,
         asked.step,
@@ -125,15 +128,23 @@ def _earlier(
         decided.changes,
         decided.reason,
         decided.author,
-        outcome_of(criteria, was, now) if was and now else "pending",
+        outcome_of(criteria, was, now) if was and now else so_far,
         tuple(_effect(criteria, was, now)) if was and now else (),
     )
 
 
 def _judged_next(since: Sequence[ev.Event], step: str) -> ev.GateJudged | None:
-    """The next verdict in full; a smoke's where there is no other."""
-    judged = [f for f in since if isinstance(f, ev.GateJudged) and f.step == step]
-    return next((f for f in judged if f.look != SMOKE), judged[0] if judged else None)
+    """The next attempt's last verdict, before the step is asked about again.
+
+    A smoke's where there is no other.
+    """
+    mine = [f for f in since if getattr(f, "step", None) == step]
+    until = next((at for at, f in enumerate(mine) if isinstance(f, ev.ReviewRequested)), len(mine))
+    judged = [f for f in mine[:until] if isinstance(f, ev.GateJudged)]
+    whole = [f for f in judged if f.look != SMOKE]
+    return next((f for f in reversed(whole) if f.attempt == whole[0].attempt), None) or next(
+        iter(judged), None
+    )
 
 
 def _criteria(plan: Plan, step: str) -> Mapping[tuple[Json, Json], Criterion]:

@@ -277,7 +277,9 @@ def _is_private(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_private
     except ValueError:
-        return "." not in host or host.endswith((".local", ".internal"))
+        # A name, since a number without dots is an address too.
+        is_name = host[:1].isalpha()
+        return is_name and ("." not in host or host.endswith((".local", ".internal")))
 
 
 def _key_variable(value: object) -> object:

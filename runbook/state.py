@@ -170,5 +170,7 @@ full; ``needs_human`` leaves the rest of the list to a person.
 NEEDS_HUMAN = "needs_human"
 CERTIFICATE = "certificate"
 """The artifact by which a step vouches for the instruments that later steps use."""
+MAKES_ANEW = frozenset({"retry", "extend", "recalibrate"})
+"""Answers that have something made or judged again; at a smoke ``override`` does so too."""
 ADVISORY = frozenset({"sentinel", "closing"})
 """Reviews that nobody waits for: the session is stopped for its own reason."""

@@ -144,6 +144,9 @@ class LocalAccount:
         """Input and output of each settled request."""
         self._refusal = refusal
 
+    def affords(self, requests: int, usd: float | None = None) -> bool:  # noqa: ARG002 - the seam's
+        return not self._refusal
+
     def reserve(self, key: str, usd: float | None = None) -> str:
         if not self._refusal:
             self.reserved.append(key)

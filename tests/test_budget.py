@@ -258,6 +258,25 @@ def test_a_request_is_on_record_before_it_leaves() -> None:
     assert spent(book.facts) == Spent(0.0, 0.6, 1)
 
 
+def test_no_request_leaves_when_no_time_is_left() -> None:
+    """Its answer could not be waited for, and would be paid."""
+    book = Book(Limits(wall_clock_s=100.0, review_usd=1.0), request_usd=0.1)
+    _work(book, 120.0)
+
+    assert "no time is left" in book.ledger.account("a-1").reserve("k")
+    assert not [f for f in book.facts if isinstance(f, ev.RequestSent)]
+
+
+def test_no_settlement_exceeds_what_was_reserved() -> None:
+    """What a provider would have us pay beyond it cannot break a limit that was held."""
+    book = Book(Limits(review_usd=1.0), request_usd=0.6)
+    account = book.ledger.account("a-1")
+    account.reserve("k", 0.25)
+    account.settle("k", 9.0, input_tokens=7, output_tokens=3)
+
+    assert book.facts[-1] == ev.RequestSettled("a-1", "k", 1, 0.25, 7, 3)
+
+
 def test_a_request_whose_end_is_unknown_is_repeated_once() -> None:
     """Killed twice between asking and hearing, a person must decide."""
     book = Book(Limits(), request_usd=0.5)

@@ -28,8 +28,20 @@ from agent.dossier import render
 from agent.model_reviewer import reviewer as model
 from agent.provider import Served
 from agent.scripted_server import Says, scripted_server
+from runbook import events as ev
+from runbook.budget import Limits
 from runbook.cli.seams import reviewer_of
-from runbook.contract import Attempt, Decision, EarlierReview, Metric, Range, ReviewRequest
+from runbook.clock import Clock
+from runbook.contract import (
+    Account,
+    Attempt,
+    Decision,
+    EarlierReview,
+    Metric,
+    Range,
+    ReviewRequest,
+)
+from runbook.ledger import Ledger
 from runbook.testing import LocalAccount, make_plan, make_review_request
 
 RATE = {
@@ -334,21 +346,69 @@ def test_a_canary_without_money_does_not_block_the_review(tmp_path: Path) -> Non
     assert outcomes(real) == {"bad": REFUSED, "good": REFUSED}
 
 
-def test_canaries_keep_back_what_the_review_needs(tmp_path: Path) -> None:
-    """Of 0.75 USD one canary at 0.20 leaves two requests' worth; a second one would not."""
-    account = LocalAccount()
-    budget = {"review_usd": {"limit": 5, "spent": 4.25, "left": 0.75}}
-    real = ask_about(tmp_path, account=account, budget=budget)
-    assert with_canaries(buys(0.2), Canaries())(real) == decide("stop")
-    assert account.reserved == [f"{real.path}/canaries/a", f"{real.path}/canaries/b", real.path]
-    tight = ask_about(
-        tmp_path,
-        path="reviews/tight",
-        account=(other := LocalAccount()),
-        budget={"review_usd": {"left": 0.65}},
+def account_of(facts: list[Any], *, request_usd: float = 0.0, **limits: Any) -> Account:
+    """A real session's account, its facts in this list."""
+    ledger = Ledger(
+        Limits(**limits),
+        Clock(monotonic=lambda: 0.0),
+        lambda: facts,
+        facts.append,
+        request_usd=request_usd,
     )
-    with_canaries(buys(0.2), Canaries())(tight)
-    assert other.reserved == ["reviews/tight/canaries/a", "reviews/tight"]
+    return ledger.account("pilot-2")
+
+
+def sent_in(facts: list[Any]) -> list[str]:
+    """Which of the three was paid for, in order: a, b or the review's folder."""
+    return [f.key.rpartition("/")[2] for f in facts if isinstance(f, ev.RequestSent)]
+
+
+@pytest.mark.parametrize("limit", ["review_usd", "usd"])
+@pytest.mark.parametrize("names_a_price", [True, False])
+@pytest.mark.parametrize(
+    ("left", "expected"),
+    [(0.85, ["a", "b", "real"]), (0.65, ["a", "real"]), (0.55, ["real"]), (0.1, [])],
+)
+def test_canaries_keep_back_what_the_review_needs(
+    tmp_path: Path, limit: str, names_a_price: bool, left: float, expected: list[str]
+) -> None:
+    """At 0.20 USD a canary is sent where 0.60 are left: itself, the question and one repair."""
+    known: list[Any] = []
+    account = account_of(known, request_usd=0.2, **{limit: left})
+    real = ask_about(tmp_path, account=account, path="reviews/real")
+    decision = with_canaries(pays(0.2 if names_a_price else None), Canaries())(real)
+    assert sent_in(known) == expected
+    assert (decision == decide("stop")) == ("real" in expected)
+
+
+def pays(usd: float | None) -> Callable[[ReviewRequest], Decision | None]:
+    """A reviewer that pays half of what it reserved at 0.20 USD."""
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        if request.account.reserve(request.path, usd):
+            return None
+        request.account.settle(request.path, 0.1)
+        return decide("stop")
+
+    return ask
+
+
+def test_a_resumed_canary_looks_at_what_is_left_by_then(tmp_path: Path) -> None:
+    """A kill in its midst leaves what it reserved spent, whatever the dossier says was left."""
+    known: list[Any] = []
+    told = {"review_usd": {"limit": 0.75, "spent": 0.0, "left": 0.75}}
+
+    def killed(request: ReviewRequest) -> Decision | None:
+        request.account.reserve(request.path, 0.2)
+        raise KeyboardInterrupt
+
+    for _ in range(3):
+        account = account_of(known, review_usd=0.75)
+        real = ask_about(tmp_path, account=account, path="reviews/real", budget=told)
+        with pytest.raises(KeyboardInterrupt):
+            with_canaries(killed, Canaries())(real)
+    assert sent_in(known) == ["a"]
+    assert account.affords(2, 0.2)
 
 
 @pytest.mark.parametrize(
@@ -387,8 +447,22 @@ def test_proceed_of_a_reviewer_that_approves_anything_is_not_acted_on(tmp_path: 
     found = review_many(tmp_path, ["stop", "proceed", "proceed"], Canaries(1.0, 0.5, 3))
     assert found is not None
     assert (found.action, found.author, found.person) == ("needs_human", "openai small", False)
-    assert "approved 2 of 3 known-bad" in found.reason
-    assert found.action_items == ("its own answer, not acted on: proceed: because",)
+    assert found.action_items[0] == "its own answer, not acted on: proceed: because"
+    assert "Trust in the reviewer" in found.action_items[1]
+
+
+def test_later_dossiers_do_not_tell_that_canaries_were_the_cause(tmp_path: Path) -> None:
+    """The held answer's reason is told again to the same model, in words that give nothing away."""
+    found = review_many(tmp_path, ["proceed"], Canaries(1.0, 0.5, 1))
+    assert found is not None
+    assert not [c for c in found.reason if c.isdigit()]
+    told = EarlierReview(
+        "pilot-0", "pilot", 1, "question", found.action, {}, found.reason, found.author, "pending"
+    )
+    real = ask_about(tmp_path, earlier=(told,))
+    page = render(real, fence="a1b2c3d4e5f6")
+    assert found.reason in page
+    assert [w for w in ("known-", "canar", "trust in", "approved") if w in page.lower()] == []
 
 
 @pytest.mark.parametrize(
@@ -542,4 +616,7 @@ def test_a_session_waits_for_a_person_where_the_reviewer_approves_anything(
     report = (workspace / "report.md").read_text()
     assert "## Trust in the reviewer" in report
     assert "1.000 (1/1)" in report
+    page = next((workspace / "reviews").glob("*/report.md")).read_text()
+    assert ("not acted on: proceed: fine" in page) == (limit < 1)
+    assert ("Trust in the reviewer" in page) == (limit < 1)
     assert call(capfd, "verify", "--workspace", workspace).code == 0

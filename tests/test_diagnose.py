@@ -228,7 +228,20 @@ def test_money_that_does_not_last_for_a_request_is_asked_for_first() -> None:
     end = ev.SessionStopped("review", 3, "a: why")
     view = build_view(entries_of(begun, *failing("gate failed"), sent, end))
 
-    assert "--set budget.review_usd=1.8" in found(view, folder=Folder("no money")).fixes[0].command
+    fix = found(view, folder=Folder("no money")).fixes[0]
+    assert "--set budget.review_usd=1.8" in fix.command
+    assert fix.why == ("Raise budget.review_usd from $1.00 to $1.80, and have the reviewer asked")
+
+
+def test_a_raised_limit_is_named_with_both_amounts() -> None:
+    """What the words promise is what the command sets."""
+    limits = {**LIMITS, "wall_clock_s": 3600.0}
+    end = ev.SessionStopped("budget", 3, "wall clock: 3600 s of 3600 s spent")
+    begun = replace(started(make_gated()), limits=limits)
+    fix = found(build_view(entries_of(begun, ev.TimeLeased(3600.0, 0.0), end))).fixes[0]
+
+    assert "--set budget.wall_clock=90m" in fix.command
+    assert "budget.wall_clock from 1 h 00 min to 1 h 30 min" in fix.why
 
 
 def test_the_verdict_and_the_review_are_the_evidence() -> None:

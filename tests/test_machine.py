@@ -495,10 +495,17 @@ def outcomes(state: st.State, action: st.Action) -> Iterator[Sequence[ev.Event]]
         case st.Adjust(step, changes, why, smoke):
             yield (ev.Adjusted(step, state.steps[step].attempt, changes, why, smoke),)
         case st.AskReview(step, number, reason, allowed):
-            yield (asked(step, reason, number),)
-            for answer in (*allowed, "proceed"):
-                yield asked(step, reason, number), decided(step, answer, number)
-                yield asked(step, reason, number), decided(step, answer, number, person=False)
+            yield from answers(asked(step, reason, number), allowed)
+
+
+def answers(question: ev.ReviewRequested, allowed: Sequence[str]) -> Iterator[Sequence[ev.Event]]:
+    """None, and each by a person and a model; a person's needs_human leads where a model's does."""
+    yield (question,)
+    step, number = question.step, question.attempt
+    for answer in (*allowed, "proceed"):
+        if answer != st.NEEDS_HUMAN:
+            yield question, decided(step, answer, number)
+        yield question, decided(step, answer, number, person=False)
 
 
 def walk(plan: Plan) -> tuple[int, set[tuple[str, int]]]:

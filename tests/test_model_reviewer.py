@@ -682,6 +682,92 @@ class TestKeys:
         assert b"[secret THE_API_KEY]" in (folder_of(request_) / "prompt.md").read_bytes()
         assert "[secret THE_API_KEY]" in kept(request_, "requests.json")
 
+    @pytest.mark.parametrize("where", ["reason", "concerns", "action_items"])
+    def test_a_secret_in_escapes_is_none_once_it_is_read(
+        self, request_: ReviewRequest, name: str, where: str
+    ) -> None:
+        r"""What a model spells as \uXXXX becomes plain where its answer is parsed."""
+        spelled = "".join(f"\\u{ord(c):04x}" for c in KEY)
+        said = text(**{where: "MARK" if where == "reason" else ["MARK"]}).replace("MARK", spelled)
+        with scripted_server(Says(said)) as server:
+            redact = Redactor({"THE_API_KEY": KEY}).data
+            decision = ask(request_, served(name, server), redact=redact)
+
+        assert decision is not None
+        assert KEY not in repr(decision)
+        assert "[secret THE_API_KEY]" in repr(decision)
+        files = folder_of(request_).iterdir()
+        assert [p.name for p in files if KEY.encode() in p.read_bytes()] == []
+
+    @pytest.mark.parametrize("secret", ["pass`word<x>1234", "p\u00e4ssw\u00f6rd-\u202e-12345"])
+    def test_a_secret_that_would_be_escaped_is_not_sent(
+        self, request_: ReviewRequest, name: str, secret: str
+    ) -> None:
+        """It goes before the dossier spells it, from every text that a step or a person wrote."""
+        told = replace(
+            request_,
+            flagged=({secret: f"a {secret} b"},),
+            reasons=(f"because {secret}",),
+            question=f"is {secret} fine?",
+            log_tail=f"export DB_PASSWORD={secret}",
+        )
+        with scripted_server(YES) as server:
+            ask(told, served(name, server), redact=Redactor({"DB_PASSWORD": secret}).data)
+            sent = json.dumps([r.body for r in server.received])
+
+        spellings = {secret, json.dumps(secret)[1:-1], "word<", "\\u0060word", "ssw\u00f6rd"}
+        for place in (sent, kept(request_, "request.md"), kept(request_, "prompt.md")):
+            assert not [form for form in spellings if form in place]
+        assert kept(request_, "prompt.md").count("[secret DB_PASSWORD]") >= 4
+
+    def test_a_secret_is_not_cut_in_two(self, request_: ReviewRequest, name: str) -> None:
+        """What a server says of its error is shortened after its secrets are gone."""
+        error = json.dumps({"error": {"message": "x" * 290 + KEY}}).encode()
+        with scripted_server(Sends(error, 401)) as server:
+            ask(request_, served(name, server), redact=Redactor({"THE_API_KEY": KEY}).data)
+        for path in folder_of(request_).iterdir():
+            assert KEY[:8].encode() not in path.read_bytes(), path.name
+
+    def test_headers_of_the_environment_are_not_sent(
+        self, request_: ReviewRequest, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The runbook says where the key goes and whose it is; an SDK's variables do not."""
+        others = "authorization: Bearer other\nx-api-key: other\nx-trace: 1"
+        for variable in ("OPENAI_CUSTOM_HEADERS", "ANTHROPIC_CUSTOM_HEADERS"):
+            monkeypatch.setenv(variable, others)
+        monkeypatch.setenv("OPENAI_ORG_ID", "org-other")
+        monkeypatch.setenv("OPENAI_PROJECT_ID", "proj-other")
+        monkeypatch.setenv("ANTHROPIC_AUTH_TOKEN", "other")
+        with scripted_server(YES) as server:
+            assert ask(request_, served(name, server)) == decided(name)
+            (received,) = server.received
+
+        assert received.headers["authorization"] == f"Bearer {KEY}"
+        assert not [v for v in received.headers.values() if "other" in v]
+        assert "x-trace" not in received.headers
+
+
+class TestPrompt:
+    def test_another_bound_has_it_written_anew(self, request_: ReviewRequest, name: str) -> None:
+        """What a person lowers after a refusal counts at the next run."""
+        told = replace(request_, samples=({"raw": "word " * 200},) * 10)
+        with scripted_server(Sends(b"{}", 413), YES) as server:
+            ask(told, served(name, server))
+            ask(told, served(name, server, context_tokens=4000))
+            long, short = (json.dumps(r.body) for r in server.received)
+        assert len(short) < len(long) - 1000
+
+    def test_not_while_an_answer_may_have_been_paid(
+        self, request_: ReviewRequest, name: str
+    ) -> None:
+        """A request without a known end counts for the very prompt that it sent."""
+        told = replace(request_, samples=({"raw": "word " * 200},) * 10)
+        with scripted_server(Sends(fault="close"), YES) as server:
+            ask(told, served(name, server), tries=1)
+            ask(told, served(name, server, context_tokens=4000), tries=1)
+            first, second = (r.body for r in server.received)
+        assert json.dumps(first) == json.dumps(second)
+
 
 class TestFallback:
     @pytest.mark.parametrize("first", [Sends(b"", 401), BUSY])

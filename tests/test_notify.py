@@ -249,6 +249,26 @@ def test_a_relaunch_that_stops_at_once_tells_nothing_anew(
     assert server.titles == before
 
 
+def test_a_relaunch_that_asks_a_reviewer_in_vain_tells_nothing_anew(
+    server: Server, workspace: Workspace
+) -> None:
+    """A request that brings no answer is no progress, however often it is paid for."""
+
+    def ask(request: ReviewRequest) -> None:
+        key = f"key {len(known_of(workspace))}"
+        assert request.account.reserve(key, 0.01) == ""
+        request.account.settle(key, 0.0)
+
+    plan = notified(make_step("a", gate=GATE, params=FAILING, review_after=1))
+    run(plan, workspace, reviewer=ask)
+    before = list(server.titles)
+
+    assert [run(plan, workspace, reviewer=ask) for _ in range(2)] == [3, 3]
+
+    assert server.titles == before
+    assert sum(isinstance(f, ev.RequestSent) for f in known_of(workspace)) == 3
+
+
 def test_a_pause_tells_nothing(server: Server, workspace: Workspace) -> None:
     """A session that its relaunch goes on with has not ended."""
     plan = notified(make_step("a", params={"trouble": {"kind": "pause", "at": 1}}))
@@ -570,6 +590,20 @@ def test_a_threshold_counts_what_was_worked() -> None:
     assert thresholds(begun, ev.TimeLeased(500.0, 300.0)) == [("wall_clock", 50, True)]
     resumed = ev.SessionResumed({"wall_clock_s": 1000.0})
     assert thresholds(begun, ev.TimeLeased(450.0, 300.0), resumed) == [("wall_clock", 50, True)]
+
+
+def test_a_request_under_way_is_not_spent_yet() -> None:
+    """Its worst cost counts once nobody waits for it any more, be it without an end."""
+    begun, sent = started(review_usd=1.0), ev.RequestSent("a-1", "k", 1, 0.9)
+    beat, asked_again = ev.TimeLeased(1.0, 0.0), ev.RequestSent("a-1", "k", 2, 0.01)
+    assert thresholds(begun, sent, beat) == []
+    assert thresholds(begun, sent, beat, ev.RequestSettled("a-1", "k", 1, 0.1)) == []
+    told = [("review_usd", 80, True), ("review_usd", 50, False)]
+    decided = ev.ReviewDecided("a-1", "stop", {}, "no", "x", person=False)
+    stopped = ev.SessionStopped("review", 3, "a: why")
+    resumed = ev.SessionResumed({"review_usd": 1.0})
+    for later in (asked_again, decided, stopped, resumed):
+        assert thresholds(begun, sent, beat, later) == told
 
 
 def test_the_highest_threshold_speaks_for_those_below() -> None:

@@ -57,7 +57,12 @@ def ask(
     messages = (("user", "what now?"), ("assistant", "no"), ("user", "again"))
     call = Call(model, messages, SCHEMA, effort or None)
     send = PROVIDERS[name].send
-    return fetch(lambda http: send(call, KEY, http), timeout_s=model.timeout_s, stop=stop)
+    return fetch(
+        lambda http: send(call, KEY, http),
+        timeout_s=model.timeout_s,
+        stop=stop,
+        key=KEY,
+    )
 
 
 def failing(name: str, *script: Says | Sends, **fields: Any) -> ProviderError:
@@ -240,7 +245,7 @@ class TestFailures:
             raise KeyError("what?")
 
         with pytest.raises(UnknownOutcomeError, match="KeyError"):
-            fetch(send, timeout_s=5, stop=str)
+            fetch(send, timeout_s=5, stop=str, key=KEY)
 
 
 class TestRetryAfter:

@@ -237,6 +237,18 @@ def test_a_named_mistake_is_never_right(tmp_path: Path) -> None:
         ({"request__attempts": []}, "request.attempts"),
         ({"request__adjustable__u": {"min": 0, "max": 1}}, "request.adjustable"),
         ({"request__attempts__0__readings__0__value": "2"}, "request.attempts.0.readings.0.value"),
+        ({"request__attempts__0__readings__0__n": -3}, "request.attempts.0.readings.0.n"),
+        (
+            {"request__attempts__0__readings__0__successes": -1},
+            "request.attempts.0.readings.0.successes",
+        ),
+        (
+            {
+                "request__attempts__0__readings__0__n": 5,
+                "request__attempts__0__readings__0__successes": 6,
+            },
+            "request.attempts.0.readings.0.successes",
+        ),
         ({"request__failures": True}, "request.failures"),
         (
             {"right": [{"action": a} for a in ("retry", "stop", "needs_human")], "wrong": []},
@@ -256,7 +268,7 @@ def test_a_wrong_file_is_refused_by_name_and_key(
     assert refused.value.fix
 
 
-@pytest.mark.parametrize("text", ["", "- a", "a: 1\na: 2", "a: [", "\x00"])
+@pytest.mark.parametrize("text", ["", "- a", "a: 1\na: 2", "a: [", "\x00", "[" * 4000])
 def test_what_is_no_mapping_is_refused(tmp_path: Path, text: str) -> None:
     """So is a repeated key."""
     path = tmp_path / "one.yaml"

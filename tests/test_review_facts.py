@@ -175,7 +175,21 @@ class TestEarlier:
         assert earlier_reviews(plan, facts) == ()
         facts += [decided(1, "stop"), decided(1, "override")]
         (review,) = earlier_reviews(plan, facts)
-        assert (review.action, review.outcome) == ("override", "pending")
+        assert (review.action, review.outcome) == ("override", "none")
+
+    @pytest.mark.parametrize("action", ["stop", "needs_human", "proceed", "override"])
+    def test_what_had_nothing_run_takes_no_credit(self, plan: Plan, action: str) -> None:
+        """A pass after it is somebody else's work."""
+        facts = [judged(1, 0.2, 43), asked(1), decided(1, action), judged(2, 0.01, 120)]
+        (review,) = earlier_reviews(plan, facts)
+        assert (review.outcome, review.effect) == ("none", ())
+
+    def test_an_attempt_counts_as_it_was_judged_last(self, plan: Plan) -> None:
+        """A retry that was too small and was then extended is told by the second look."""
+        first = judged(2, 0.06, 120)
+        facts = [judged(1, 0.2, 43), asked(1), decided(1), first, judged(2, 0.01, 120, look=2)]
+        (review,) = earlier_reviews(plan, facts)
+        assert review.outcome == "passed"
 
     def test_another_steps_verdict_is_no_outcome(self, plan: Plan) -> None:
         """Nor is one from before the answer."""

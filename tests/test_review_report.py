@@ -382,6 +382,18 @@ def test_hostile_text_stays_data() -> None:
     assert names <= {"svg", "title", "style", "rect", "g", "path", "circle", "text"}
 
 
+@pytest.mark.parametrize("address", ["https://evil.example/x", "HTTP://e.co", "www.evil.example"])
+def test_an_address_in_foreign_text_is_no_link(address: str) -> None:
+    """What readers of GitHub's Markdown would turn into a link by itself stands there as text."""
+    story, folder = hostile_story(f"see {address} now")
+    page = render_review(story, folder)
+    lines = [line for line in page.splitlines() if not line.startswith("    ")]
+
+    assert not re.search(r"://|(?i:www)\.", re.sub(r"`[^`]*`|\]\([^)]*\)", "", "\n".join(lines)))
+    read = [c.content for block in MarkdownIt().parse(page) for c in block.children or ()]
+    assert f"see {address} now" in "".join(read)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.text(min_size=1).map(lambda text: f"x{text}"))
 def test_no_text_changes_the_shape_of_a_page(text: str) -> None:

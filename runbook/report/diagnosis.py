@@ -106,7 +106,7 @@ _WAYS: Mapping[str, tuple[tuple[str, str], ...]] = {
         ("Or copy the workspace to a larger volume, and go on there", "anew"),
     ),
     "budget": (
-        ("Allow half as much again, for the whole session, and go on", "more"),
+        ("Raise {}, for the whole session, and go on", "more"),
         ("See first what is left to do and what that costs", "status"),
         _LEAVE,
     ),
@@ -351,8 +351,7 @@ class _Commands:
             case "anew":
                 return self.view.command(Path("NEW_WORKSPACE"))
             case "more":
-                limits = spending.reached(self.view.spent, self.view.limits) or ["wall_clock"]
-                return self.more(limits)
+                return self.more(self.reached())
             case "launch" | "plan" | "doctor":
                 return self.of(name, *spec)
             case "validate":
@@ -371,13 +370,18 @@ class _Commands:
         command = outcome.review_command("decide", review, self.root, action, *options)
         return command if action == "stop" else f"{command} && {self.run}"
 
+    def reached(self) -> list[str]:
+        """The limits that the session stopped at."""
+        return spending.reached(self.view.spent, self.view.limits) or ["wall_clock"]
+
     def more(self, limits: Sequence[str]) -> str:
         return self.view.command(self.root, *spending.raised(limits, self.view))
 
 
 def _ways(commands: _Commands, kind: str) -> Iterator[NextStep]:
     for why, name in _WAYS.get(kind, _WAYS["paused"]):
-        yield NextStep(why, commands.named(name))
+        rise = spending.rise(commands.reached(), commands.view) if name == "more" else ""
+        yield NextStep(why.format(rise), commands.named(name))
 
 
 def _not_stopped(sight: Sight) -> str:
@@ -402,7 +406,7 @@ def _waiting(commands: _Commands, review: ReviewView, folder: Folder) -> Iterato
     """First what lets the reviewer answer, where it could not; then what a person would answer."""
     reached = spending.reached_by_reviews(commands.view)
     if reached and not review.decisions:
-        told = "Allow the reviewer half as much again, and have it asked"
+        told = f"Raise {spending.rise(reached, commands.view)}, and have the reviewer asked"
         yield NextStep(told, commands.more(reached))
     elif folder.error and not review.decisions:
         told = "Mend what kept the reviewer from answering, and have it asked again"

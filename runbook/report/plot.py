@@ -5,7 +5,7 @@ ground and ink for light and for dark, and no meaning rests on colour alone.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from xml.sax.saxutils import escape, quoteattr
 
@@ -111,6 +111,8 @@ def drawable(value: Json) -> float | None:
 
 
 def _panel(panel: Panel, labels: Sequence[str], asked: int, top: float) -> Iterator[str]:
+    shown = tuple((sign, bound) for sign, bound in panel.bounds if drawable(bound) is not None)
+    panel = replace(panel, bounds=shown)
     scale = _scale(panel, top)
     bottom = top + _PANEL - _BOTTOM
     right = _WIDTH - _RIGHT
@@ -143,7 +145,7 @@ def _x(place: int, count: int) -> float:
 def _scale(panel: Panel, top: float) -> Scale:
     """Every reading and threshold with some air; from 0 where that is near."""
     found = [p.value for p in panel.points if p.value is not None]
-    found += [bound for _, bound in panel.bounds if drawable(bound) is not None]
+    found += [bound for _, bound in panel.bounds]
     low, high = min(found), max(found)
     if 0 <= low <= (high - low):
         low = 0.0

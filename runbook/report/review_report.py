@@ -222,7 +222,8 @@ def _decision(review: ReviewView, decided: ev.ReviewDecided, at: str) -> list[st
 
 def _quoted(text: str) -> list[str]:
     """What somebody wrote, paragraph by paragraph."""
-    told = [part for part in text[:_LONGEST].split("\n\n") if part.strip()] or [f.NOTHING]
+    written = (line if line.strip() else "" for line in text[:_LONGEST].splitlines())
+    told = [part for part in "\n".join(written).split("\n\n") if part.strip()] or [f.NOTHING]
     lines = [line for part in told for line in (f"> {prose(part, _LONGEST)}", ">")]
     return [*lines[:-1], ""]
 

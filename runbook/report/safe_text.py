@@ -15,8 +15,11 @@ from runbook.problems import printable
 from runbook.report.figures import NOTHING
 
 _LONGEST = 600
-_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])")
-"""Underscores within a word mean nothing to Markdown, and names are full of them."""
+_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|(?<=:)/(?=/)|(?<=[wW]{3})\.")
+"""Underscores within a word mean nothing to Markdown, and names are full of them.
+
+An address is a link by its ``://`` or ``www.`` alone.
+"""
 _TAG = re.compile(r"<(?![\s\d=]|$)")
 _ENTITY = re.compile(r"&(?=[#\w])")
 _OPENS_BLOCK = re.compile(r"[#>=]|[-+](?=\s|$|[-+])|\d+[.)](?=\s|$)")

@@ -130,17 +130,41 @@ def allowance(names: Iterable[str], view: SessionView) -> tuple[str, list[str]]:
 
 
 def raised(names: Iterable[str], view: SessionView) -> list[str]:
-    """Half as much again under these limits, as ``--set`` arguments."""
+    """More under these limits, as ``--set`` arguments."""
+    more = _more(view)
+    told = {name: f"{value:g}" for name, value in more.items()}
+    told["wall_clock"] = f"{more['wall_clock'] / 60:.0f}m"
+    return [f"budget.{name}={told[name]}" for name in names]
+
+
+def rise(names: Iterable[str], view: SessionView) -> str:
+    """The same in words: ``budget.review_usd from $0.50 to $2.00``."""
+    more, limits = _more(view), view.limits
+    forms: Mapping[str, tuple[float | None, Callable[[float], str]]] = {
+        "wall_clock": (limits.wall_clock_s, f.duration),
+        "gpu_hours": (limits.gpu_hours, "{:g}".format),
+        "usd": (limits.usd, dollars),
+        "review_usd": (limits.review_usd, dollars),
+    }
+    told = []
+    for name in names:
+        limit, form = forms[name]
+        was = "no limit" if limit is None else form(limit)
+        told.append(f"budget.{name} from {was} to {form(more[name])}")
+    return " and ".join(told)
+
+
+def _more(view: SessionView) -> dict[str, float]:
+    """By each limit half as much again, or what was used and a little to go on with."""
     spent, limits = view.spent, view.limits
+    minutes = _half_more(limits.wall_clock_s, spent.seconds, 60.0) / 60
     more = {
-        "wall_clock": _half_more(limits.wall_clock_s, spent.seconds, 60.0),
         "gpu_hours": _half_more(limits.gpu_hours, spent.gpu_hours(limits), 1.0),
         "usd": _half_more(limits.usd, spent.usd(limits), 1.0),
         "review_usd": _half_more(limits.review_usd, spent.review_usd, 2 * view.request_usd),
     }
-    told = {name: f"{math.ceil(100 * value) / 100:g}" for name, value in more.items()}
-    told["wall_clock"] = f"{math.ceil(more['wall_clock'] / 60)}m"
-    return [f"budget.{name}={told[name]}" for name in names]
+    cents = {name: math.ceil(100 * value) / 100 for name, value in more.items()}
+    return {**cents, "wall_clock": 60.0 * math.ceil(minutes)}
 
 
 def _half_more(limit: float | None, used: float, least: float) -> float:

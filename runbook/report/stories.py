@@ -27,10 +27,8 @@ from runbook.report.session import (
     ReviewView,
 )
 from runbook.review_facts import outcome_of
-from runbook.state import SMOKE
+from runbook.state import MAKES_ANEW, SMOKE
 
-_MAKES_ANEW = frozenset({"retry", "extend", "recalibrate"})
-"""Decisions after which the gate is judged again; so it is after an override at a smoke."""
 _BOUND = re.compile(r"(>=|<=|>|<) (\S+)")
 E = TypeVar("E", bound=ev.Event)
 
@@ -156,7 +154,7 @@ def _newest(dated: Sequence[_Dated], step: str, kind: type[E]) -> E | None:
 
 def _is_judged_again(decided: ev.ReviewDecided, judged: ev.GateJudged | None) -> bool:
     at_smoke = judged is not None and judged.look == SMOKE
-    return decided.action in _MAKES_ANEW or (decided.action == "override" and at_smoke)
+    return decided.action in MAKES_ANEW or (decided.action == "override" and at_smoke)
 
 
 def _requests(since: Iterable[_Dated], review_id: str) -> tuple[RequestView, ...]:
