@@ -229,9 +229,10 @@ def weight_metrics(
 def write_log(request: PhaseRequest, trainer: Any) -> str:
     """Lay the trainer's log down as ``training_log.jsonl``, a row a step; its path.
 
-    How long it took is left out: a resumed training writes the same.
+    How long it took is left out, and how many tokens went by, which the trainer counts anew from a
+    checkpoint: a resumed training writes the same.
     """
     path = request.output / "training_log.jsonl"
-    history = trainer.state.log_history
-    write_jsonl(path, [entry for entry in history if "train_runtime" not in entry])
+    steps = (entry for entry in trainer.state.log_history if "train_runtime" not in entry)
+    write_jsonl(path, [{k: v for k, v in step.items() if k != "num_tokens"} for step in steps])
     return path.relative_to(request.workspace).as_posix()
