@@ -135,7 +135,7 @@ def test_structured_output_holds_a_real_model_to_the_form(
     those are no decisions, and how many there were is printed.
     """
     outcomes: Counter[str] = Counter()
-    for number in range(3):
+    for number in range(2):
         book = write_runbook(tmp_path / f"book{number}", provider, vllm)
         root = tmp_path / f"ws{number}"
         assert run(book, root) == 3
