@@ -103,6 +103,8 @@ def test_a_killed_training_ends_with_the_same_adapter(gemma: Path, tmp_path: Pat
     assert sha256_file(rough / channel.commits[0].path) == first
     assert again.summary == whole.summary
     assert [a.sha256 for a in again.artifacts] == [a.sha256 for a in whole.artifacts]
+    logs = [(place / "out" / "training_log.jsonl").read_bytes() for place in (calm, rough)]
+    assert logs[0] == logs[1]
     config = (calm / whole.artifacts[0].path / "adapter_config.json").read_text("utf-8")
     assert str(tmp_path) not in config
     assert json.loads(config)["base_model_name_or_path"] == "gemma-3-270m"
