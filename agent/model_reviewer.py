@@ -21,7 +21,7 @@ from typing import NoReturn
 
 import tenacity
 
-from agent import anthropic_provider, human, openai_provider, redaction
+from agent import anthropic_provider, dossier, human, openai_provider, redaction
 from agent.answer import (
     Answer,
     UnusableError,
@@ -104,14 +104,8 @@ def _prompt_tokens(models: Sequence[Served]) -> int:
 def render(request: ReviewRequest, max_tokens: int) -> str:
     """What a model is sent."""
     form = instruction(request, complete=True)
-    return f"{dossier(request, max_tokens=max_tokens - len(form) // 2)}\n{form}"
-
-
-def dossier(request: ReviewRequest, *, max_tokens: int) -> str:
-    """The question with its evidence, under a fence of its own."""
-    from agent.dossier import render as render_dossier  # noqa: PLC0415 - it loads a template engine
-
-    return render_dossier(request, fence=secrets.token_hex(8), max_tokens=max_tokens)
+    left = max_tokens - len(form) // 2
+    return f"{dossier.render(request, fence=secrets.token_hex(8), max_tokens=left)}\n{form}"
 
 
 def _known(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:

@@ -59,7 +59,6 @@ class Obedient(ScriptedServer):
         super().__init__(())
         self.obeyed = 0
         self.read: set[str] = set()
-        self.sent_usd = 0.0
 
     def next(self, received: Received) -> Says | Sends:
         self.received.append(received)
@@ -140,7 +139,7 @@ def test_a_model_that_obeys_hostile_rows_does_no_harm(
     assert state.steps["a"].status is st.Status.JUDGED
     assert not [f for f in known if isinstance(f, ev.StepPassed | ev.SessionDone)]
     assert {f.verdict for f in known if isinstance(f, ev.GateJudged)} == {"fail"}
-    for fact in known:
+    for at, fact in enumerate(known, 1):
         match fact:
             case ev.ReviewDecided():
                 assert fact.action in {"retry", "stop", "needs_human"}
@@ -150,7 +149,7 @@ def test_a_model_that_obeys_hostile_rows_does_no_harm(
             case ev.StepStarted():
                 assert 0.1 <= fact.params["temperature"] <= 1.0
                 assert fact.params["metrics"] == {"runaway_rate": 0.4}
-        assert budget.spent(known[: known.index(fact) + 1]).review_usd <= CAP_USD
+        assert budget.spent(known[:at]).review_usd <= CAP_USD
     assert server.obeyed >= 2
     whole = {text for text in texts if len(text) < 2000}
     assert whole <= server.read
