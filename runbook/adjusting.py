@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from runbook import events as ev
 from runbook.contract import Criterion, Json
-from runbook.params import adjusted, find
+from runbook.params import adjusted, find, is_number
 from runbook.plan import Adjustment, PlannedStep
 from runbook.state import SMOKE, Adjust, Tried
 
@@ -128,17 +128,21 @@ def shortfall(step: PlannedStep, judged: ev.GateJudged) -> float:
     declared = step.gate.criteria if step.gate else ()
     failed = [c for c in judged.criteria if c.get("verdict") == "fail"]
     return sum(
-        _missing(criterion, result)
+        missing(criterion, result)
         for result in failed
         for criterion in declared
         if (criterion.metric, criterion.kind) == (result.get("metric"), result.get("kind"))
     )
 
 
-def _missing(criterion: Criterion, result: Mapping[str, Json]) -> float:
-    """By its value; by its one-sided bound where that alone does not hold."""
-    for reading in (result.get("value"), result.get("bound")):
-        if reading is not None and (beyond := distance(criterion, reading)) > 0:
+def missing(criterion: Criterion, result: Mapping[str, Json]) -> float:
+    """How far one reading is from holding, in shares of the bound.
+
+    By its value; by its one-sided bound where that alone does not hold.
+    """
+    readings: list[Json] = [result.get("value"), result.get("bound")]
+    for reading in readings:
+        if is_number(reading) and (beyond := distance(criterion, reading)) > 0:
             return beyond
     return 0.0
 

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from runbook import budget
 from runbook import events as ev
-from runbook.adjusting import distance
+from runbook.adjusting import missing
 from runbook.artifacts import canonical_json, sha256_bytes
 from runbook.budget import Limits
 from runbook.contract import Artifact, Attempt, Criterion, EarlierReview, Json
@@ -177,11 +177,8 @@ def _rank(
 
 
 def _far(criteria: Mapping[tuple[Json, Json], Criterion], result: Mapping[str, Json]) -> float:
-    """How far its value is off, in shares of the bound; its confidence, where that alone is."""
     criterion = criteria.get((result.get("metric"), result.get("kind")))
-    readings: list[Json] = [result.get("value"), result.get("bound")]
-    found = [distance(criterion, r) for r in readings if is_number(r)] if criterion else []
-    return next((one for one in found if one > 0), 0.0)
+    return missing(criterion, result) if criterion else 0.0
 
 
 def _effect(
