@@ -112,7 +112,7 @@ def test_a_hostile_few_shot_file(tmp_path: Path, data: bytes) -> None:
     start = time.monotonic()
     with pytest.raises(ConfigError):
         load_few_shot(tmp_path / "few_shot.yaml")
-    assert time.monotonic() - start < 5
+    assert time.monotonic() - start < 20
 
 
 def test_what_is_said_to_a_person_moves_no_cursor(capfd: Capture) -> None:

@@ -533,7 +533,7 @@ class TestTries:
         known: list[ev.Event] = []
         lost = Sends(b"x" * 100, fault=fault)
         with scripted_server(lost, lost, YES) as server:
-            model = served(name, server, timeout_s=0.3 if fault == "hang" else 20.0)
+            model = served(name, server, timeout_s=3.0 if fault == "hang" else 20.0)
             paid = replace(request_, account=ledger(known).account("a-2"))
             told = is_without_answer(request_, ask(paid, model, sleep=until_idle(server)))
             assert len(server.received) == 2

@@ -343,7 +343,7 @@ def test_a_child_that_closed_its_pipes_is_waited_for_as_long_as_there_is_time(
     )
 
     assert isinstance(outcome, Lost)
-    assert time.monotonic() - begin < 1.6
+    assert time.monotonic() - begin < 4.0
 
 
 def test_a_killed_child_is_lost_with_the_signal_named(workspace: Workspace, worker: Worker) -> None:
@@ -431,7 +431,7 @@ def test_a_hurried_close_kills_an_idle_child(
 
     worker.close(lambda: time.monotonic() >= begin + after_s)
 
-    assert after_s <= time.monotonic() - begin < after_s + 0.5
+    assert after_s <= time.monotonic() - begin < after_s + 1.5
     assert worker.pid is not None
     assert not psutil.pid_exists(worker.pid)
 
@@ -461,7 +461,7 @@ def test_a_killed_child_that_stays_is_not_waited_for(workspace: Workspace, worke
         finally:
             tracer.kill()
 
-    assert took < 2.0
+    assert took < 10.0
 
 
 DRIVER = """

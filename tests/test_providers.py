@@ -200,10 +200,10 @@ class TestFailures:
     @pytest.mark.parametrize("fault", ["hang", "drip"])
     def test_no_answer_in_time(self, name: str, fault: Any) -> None:
         """The limit is for the whole answer, however slowly it comes; the request is cut off."""
-        error = failing(name, Sends(b"x" * 1000, fault=fault), timeout_s=0.3)
+        error = failing(name, Sends(b"x" * 1000, fault=fault), timeout_s=3.0)
 
         assert type(error) is UnknownOutcomeError
-        assert str(error) == "no answer within 0.3 s"
+        assert str(error) == "no answer within 3 s"
 
     def test_no_server(self, name: str) -> None:
         """Where nothing listens, nothing was sent, and another try may help."""

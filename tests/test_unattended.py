@@ -373,7 +373,7 @@ def run(request):
 
 @pytest.mark.parametrize("fail", ["", "time.sleep(2.2); raise ValueError('late')"])
 def test_a_signal_ends_the_session_in_time_whatever_its_child_does(scene: Scene, fail: str) -> None:
-    """A commit, or an error, late in the grace and a child slow to leave: still under 3.5 s."""
+    """A commit, or an error, late in the grace and a child slow to leave: still under 4 s."""
     (scene.folder / "slow_to_leave.py").write_text(SLOW_TO_LEAVE.format(fail=fail))
     scene.write({**SLOW, "sleep": 2.2})
     document = json.loads(scene.spec.read_text())
@@ -388,7 +388,7 @@ def test_a_signal_ends_the_session_in_time_whatever_its_child_does(scene: Scene,
     took = time.monotonic() - begin
 
     assert os.waitstatus_to_exitcode(status) == 75
-    assert took < 3.5
+    assert took < 4.0
     if fail:
         assert "late" in scene.facts(ev.StepFailed)[0].error
     else:

@@ -123,7 +123,7 @@ def test_alias_bomb() -> None:
 
     assert error.where == "f.yaml:5:10"
     assert f"more than {MAX_NODES} values, aliases expanded" in error.what
-    assert time.monotonic() - start < 0.5
+    assert time.monotonic() - start < 5
 
 
 def test_nesting_through_aliases() -> None:
