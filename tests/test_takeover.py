@@ -55,7 +55,7 @@ def test_a_child_does_not_work_on_beside_that_of_the_next_executor(workspace: Wo
         run_session(plan, workspace, Seams(simple_gates, lambda _: None))
     rival.join()
 
-    assert time.monotonic() - took_over[0] < 5.0
+    assert time.monotonic() - took_over[0] < 10.0
     assert end_orphans(workspace.root) == 0
 
 
