@@ -16,9 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from phases import evaluation_controls as controls
 from phases.baseline import by_kind
 from phases.engines import open_engine
+from phases.length_question import length_question
 from phases.records import Row, parse_params
 from phases.scoring import Conditions, batches_of, items_of, score_batches
-from phases.variants import variant_readings
+from phases.variants import AS_SCORED, variant_readings
 from runbook.artifacts import describe, read_jsonl, sha256_file, write_jsonl
 from runbook.contract import Artifact, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, CorruptError
@@ -63,6 +64,8 @@ class EvaluateParams(BaseModel):
     """At least so many items, in whole batches, are asked of the base again."""
     damaged_items: int = Field(default=64, ge=0)
     """So many items are asked of the tuned model with its output layer misled."""
+    ask_if_matched_below: float | None = Field(default=None, ge=0, le=1)
+    """A review is asked where pairs of like length show less than this share of the lift."""
 
 
 def run(request: PhaseRequest) -> PhaseResult:
@@ -123,8 +126,16 @@ def run(request: PhaseRequest) -> PhaseResult:
         summary={"base": by_kind(base), "tuned": by_kind(tuned)},
         flagged=_disagreeing(raw),
         samples=_agreeing(raw, request.seed),
+        question=_question(variants, params),
         judged_file="evaluation.json",
     )
+
+
+def _question(variants: Sequence[Row], params: EvaluateParams) -> str:
+    if params.ask_if_matched_below is None:
+        return ""
+    scored = [row for row in variants if row["variant"] == AS_SCORED]
+    return length_question(scored, params.ask_if_matched_below)
 
 
 def _disagreeing(rows: Sequence[Row]) -> tuple[Row, ...]:

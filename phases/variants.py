@@ -13,6 +13,7 @@ from phases.clean import DELIMITER
 from phases.records import Row
 from phases.verifiers import HeldOutItem
 
+AS_SCORED: Final = "as_scored"
 SHARE: Final = 0.2
 """How far the scorer's own thresholds are moved, either way."""
 _WORD: Final = re.compile(r"\S+")
@@ -45,7 +46,7 @@ Outcomes = tuple[bool, bool]
 def _readings(item: HeldOutItem, base: Row, tuned: Row) -> Iterator[tuple[str, Texts, Outcomes]]:
     given: Texts = (base["response"], tuned["response"])
     asked = len(item.reference.strip().splitlines())
-    yield "as_scored", given, (base["success"], tuned["success"])
+    yield AS_SCORED, given, (base["success"], tuned["success"])
     for name, texts in (
         ("equal_truncation", _equally_long(*given)),
         ("one_stop_rule", (_first_lines(base["raw"], asked), _first_lines(tuned["raw"], asked))),
