@@ -23,6 +23,8 @@ fault: Fault | None = None
 _NOTHING = Data(b"")
 _held: dict[Path, int] = {}
 """Workspaces that this process works on -> the device they are on."""
+_fences: dict[Path, Callable[[], None]] = {}
+"""Workspaces that this process writes -> raises where another process has taken over."""
 _GONE = -1
 """The device of a workspace that was not there when this process first looked."""
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -40,6 +42,16 @@ def holding(root: Path) -> Iterator[None]:
         yield
     finally:
         _held.pop(root, None)
+
+
+@contextmanager
+def fenced(root: Path, check: Callable[[], None]) -> Iterator[None]:
+    """Within it no file below a folder gets its name once this check raises."""
+    _fences[root] = check
+    try:
+        yield
+    finally:
+        _fences.pop(root, None)
 
 
 def _check_volume(path: Path) -> None:
@@ -90,6 +102,14 @@ def fsync_path(path: Path) -> None:
 
 
 def replace(source: Path, target: Path) -> None:
+    """Give what was written its name, unless another process has taken the workspace over.
+
+    Whoever takes over after the check clears the source up before it writes, so that a writer that
+    slept here finds nothing to rename.
+    """
+    for root, check in _fences.items():
+        if target.is_relative_to(root):
+            check()
     _before("rename", target)
     source.replace(target)
 

@@ -49,6 +49,7 @@ def open_journal(
         with (
             durable.holding(workspace.root),
             Journal(workspace, clock, why=why, reading=reading) as journal,
+            durable.fenced(workspace.root, journal.check_fence),
         ):
             try:
                 yield journal

@@ -1,5 +1,7 @@
 """Taking over: the one that was superseded learns of it, whatever it was doing."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -10,11 +12,13 @@ from runbook import artifacts, durable
 from runbook import events as ev
 from runbook.errors import LockedError, NeedsPersonError
 from runbook.executor import Seams, run_session
-from runbook.journal import Journal, facts, read_entries
+from runbook.journal import facts, read_entries
 from runbook.process import end_orphans
 from runbook.takeover import open_journal
 from runbook.testing import make_plan, make_step, simple_gates
 from runbook.workspace import Workspace
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -24,16 +28,57 @@ def workspace(tmp_path: Path) -> Workspace:
     return made
 
 
+SUCCESSOR = """
+import sys
+from pathlib import Path
+from runbook import artifacts
+from runbook.journal import Journal
+from runbook.workspace import Workspace
+workspace = Workspace.at(Path(sys.argv[1]))
+with Journal(workspace):
+    artifacts.settle(workspace.root)
+    artifacts.write_text(workspace.report, "the newest")
+"""
+
+
+def succeed(workspace: Workspace) -> None:
+    """Another process claims the workspace, clears it up and writes its report."""
+    subprocess.run([sys.executable, "-c", SUCCESSOR, workspace.root], check=True, cwd=ROOT)
+
+
 def test_a_file_cleared_away_by_the_next_one_ends_with_seven(workspace: Workspace) -> None:
     """The next executor deletes half-written files; the cause is told, not the symptom."""
 
     def superseded() -> None:
         with open_journal(workspace):
-            Journal(workspace)
+            succeed(workspace)
             raise FileNotFoundError
 
     with pytest.raises(LockedError, match="taken the workspace over"):
         superseded()
+
+
+@pytest.mark.parametrize("call", ["create", "write", "fsync", "rename"])
+def test_a_file_of_one_that_slept_does_not_replace_the_next_ones(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Superseded before whichever call, its report never stands where the newer one does."""
+
+    def take_over(name: str, _: Path, data: durable.Data) -> durable.Data:
+        if name == call:
+            monkeypatch.setattr(durable, "fault", None)
+            succeed(workspace)
+        return data
+
+    def superseded() -> None:
+        with open_journal(workspace):
+            monkeypatch.setattr(durable, "fault", take_over)
+            artifacts.write_text(workspace.report, "stale")
+
+    with pytest.raises(LockedError, match="taken the workspace over"):
+        superseded()
+    assert workspace.report.read_text() == "the newest"
+    assert artifacts.settle(workspace.root) == ()
 
 
 def test_a_child_does_not_work_on_beside_that_of_the_next_executor(workspace: Workspace) -> None:
@@ -45,7 +90,7 @@ def test_a_child_does_not_work_on_beside_that_of_the_next_executor(workspace: Wo
         while not any(isinstance(f, ev.StepStarted) for f in facts(read_entries(workspace))):
             assert time.monotonic() < limit
             time.sleep(0.02)
-        Journal(workspace)
+        succeed(workspace)
         took_over.append(time.monotonic())
 
     plan = make_plan(make_step("data", params={"batches": 1, "sleep": 15.0}))

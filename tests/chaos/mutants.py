@@ -174,6 +174,13 @@ MUTANTS = (
         (_JOURNAL + "what_a_superseded_writer_adds_is_evidence",),
     ),
     Mutant(
+        "a superseded writer names its files",
+        "runbook/durable.py",
+        "            check()\n",
+        "            pass\n",
+        ("tests/test_takeover.py::test_a_file_of_one_that_slept_does_not_replace_the_next_ones",),
+    ),
+    Mutant(
         "a superseded executor lets its child work on",
         "runbook/supervision.py",
         "        self._check_fence()\n",

@@ -174,8 +174,9 @@ def test_a_stopped_executor_that_wakes_after_a_takeover_changes_nothing(
     # A journal line is written without a file created for it, right behind the fence's check.
     lines = [n for n, call in enumerate(pairwise(calls), 2) if call[1] == "write" != call[0]]
     lines = [n for n in lines if calls[n - 2] != "create"]
-    points = sorted({*range(25, len(calls) - 12, 9), *lines[2:-4:3]})
-    assert len(points) > 30
+    files = [n for n, call in enumerate(calls, 1) if call == "create" and 25 < n < len(calls) - 12]
+    points = sorted({*range(25, len(calls) - 12, 9), *lines[2:-4:3], *files[::2]})
+    assert len(points) > 40
 
     assert spread_over(points, partial(take_over, tmp_path, calm)) == []
 
