@@ -2,6 +2,8 @@
 
 import json
 import shlex
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -396,6 +398,44 @@ def test_a_workspace_without_a_session_is_told(tmp_path: Path, capfd: Capture) -
 
     assert (told.code, told.lines) == (0, [{"workspace": str(place), "state": "none"}])
     assert not place.exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "cut", "no HEAD"])
+def test_a_damaged_journal_is_diagnosed(tmp_path: Path, capfd: Capture, damage: str) -> None:
+    """Where, what lies beside it, and a first fix that, pasted with a copy's place, mends it."""
+    folder = tmp_path / "it's"
+    folder.mkdir()
+    session = Session(folder, capfd, {"metrics": {"score": 0.9}})
+    assert session.run().code == 0
+    copy, segment = tmp_path / "copy", session.place.segment(1)
+    shutil.copytree(session.place.root, copy)
+    data = segment.read_bytes()
+    if damage == "flipped":
+        segment.write_bytes(data[:300] + bytes([data[300] ^ 1]) + data[301:])
+    elif damage == "cut":
+        segment.write_bytes(data[: len(data) // 2])
+    else:
+        session.place.head(1).unlink()
+    before = snapshot(session.place.root)
+
+    told = session.diagnosis()
+    screen = session.call("diagnose").err
+
+    assert told["state"] == "damaged"
+    assert snapshot(session.place.root) == before
+    where = session.place.head(1) if damage == "no HEAD" else segment
+    assert str(where) in told["evidence"][0]["lines"][0]
+    assert "The journal is not what was appended to it: " in screen
+    assert f"{segment.name}: {segment.stat().st_size} bytes" in screen
+    manifests = [line for part in told["evidence"][2:] for line in part["lines"]]
+    assert manifests == [str(p.relative_to(copy)) for p in sorted(copy.rglob("manifest.json"))]
+    assert len(told["fixes"]) == 3
+    restore, check = told["fixes"][0]["command"].split(" && ")
+    assert session.paste(check) != 0
+    shutil.copytree(copy / session.place.hidden.name, tmp_path / "COPY" / ".runbook")
+    subprocess.run(shlex.split(restore), cwd=tmp_path, check=True)
+    assert session.paste(check) == 0
+    assert session.diagnosis()["state"] == "done"
 
 
 def test_a_diagnosis_changes_nothing(tmp_path: Path, capfd: Capture) -> None:

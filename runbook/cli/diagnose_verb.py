@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
 from runbook.cli.showing import look
+from runbook.errors import CorruptError
 
 if TYPE_CHECKING:
     from runbook.report.diagnosis import Diagnosis, Traces
@@ -19,7 +20,11 @@ def diagnose(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    view, sight = look(place)
+    try:
+        view, sight = look(place)
+    except CorruptError as error:
+        _say_damage(place, error, as_json=as_json)
+        return
     if not view.run_id:
         say(f"{place.root}: no session yet; 'runbook run' starts one")
         if as_json:
@@ -29,6 +34,19 @@ def diagnose(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
     if as_json:
         state = {"workspace": str(place.root), "state": view.outcome.state}
         answer({**state, "reason": view.outcome.reason, **encode(found)})
+    else:
+        say(render(found))
+
+
+def _say_damage(place: "Workspace", error: CorruptError, *, as_json: bool) -> None:
+    from runbook.codec import encode  # noqa: PLC0415 - start-up stays light
+    from runbook.report.damage import diagnose_damage  # noqa: PLC0415 - start-up stays light
+    from runbook.report.diagnosis import render  # noqa: PLC0415 - start-up stays light
+
+    found = diagnose_damage(place, error)
+    if as_json:
+        told = {"workspace": str(place.root), "state": "damaged", "reason": error.what}
+        answer({**told, **encode(found)})
     else:
         say(render(found))
 
