@@ -11,6 +11,8 @@ from agent import dossier, redaction
 from runbook.artifacts import sha256_bytes, write_bytes
 from runbook.contract import ReviewRequest
 
+_CLEAR = "A sentinel is overridden by `runbook sentinel clear --reason TEXT`, same workspace."
+
 
 def ask(request: ReviewRequest, redact: Callable[[bytes], bytes] = bytes) -> None:
     """Write ``request.md`` into the review's folder; safe to repeat.
@@ -34,6 +36,7 @@ def render(request: ReviewRequest) -> str:
         f"        --workspace {shlex.quote(str(request.workspace))}",
         "",
         *([change] if may_change else []),
+        *([_CLEAR] if request.reason == "sentinel" else []),
         "Then the same `runbook run` goes on.",
         "",
     ]

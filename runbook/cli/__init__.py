@@ -23,6 +23,7 @@ from runbook.cli import (
     replay_verbs,
     report_verb,
     review_verbs,
+    sentinel_verb,
     session_verbs,
     showing,
     spec_verbs,
@@ -64,6 +65,10 @@ gate.command("calibrate")(calibrate_verbs.calibrate)
 gate.command("label")(label_verb.label)
 gate.command("dry")(gate_verbs.dry)
 app.add_typer(gate, name="gate")
+
+sentinel = typer.Typer(no_args_is_help=True, help="Sentinels: a person's word about one.")
+sentinel.command("clear")(sentinel_verb.clear)
+app.add_typer(sentinel, name="sentinel")
 
 
 @app.callback()

@@ -25,6 +25,14 @@ if TYPE_CHECKING:
 NEEDS_HUMAN = "needs_human"
 """As ``runbook.state`` has it, which is not imported for a list."""
 ReviewId = Annotated[str, typer.Argument(envvar="RUNBOOK_REVIEW", help="E.g. pilot-2.")]
+Reason = Annotated[str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")]
+Author = Annotated[str, typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who decides.")]
+MovedSpec = Annotated[
+    Path | None,
+    typer.Option(
+        "--spec", envvar="RUNBOOK_SPEC", help="The runbook, if it was moved since the start."
+    ),
+]
 
 
 def list_reviews(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
@@ -66,10 +74,8 @@ def decide(
     action: Annotated[
         str, typer.Option(envvar="RUNBOOK_ACTION", help="One that 'review show' names.")
     ],
-    reason: Annotated[str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")],
-    author: Annotated[
-        str, typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who decides.")
-    ] = "unnamed",
+    reason: Reason,
+    author: Author = "unnamed",
     changes: Annotated[
         list[str],
         typer.Option(
@@ -81,26 +87,52 @@ def decide(
         ),
     ],
     workspace: Folder = WORKSPACE,
-    spec: Annotated[
-        Path | None,
-        typer.Option(envvar="RUNBOOK_SPEC", help="The runbook, if it was moved since the start."),
-    ] = None,
+    spec: MovedSpec = None,
     overrides: Overrides,
     as_json: AsJson = False,
 ) -> None:
     """Record a person's decision; the next 'runbook run' acts on it."""
+    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
+
+    place = Workspace.at(workspace)
+    review = find_review(read_session(place), review_id)
+    if action == "override" and review.reason == "sentinel":
+        raise ConfigError(
+            "a sentinel is not overridden as a gate is",
+            where=f"review {review_id}",
+            fix="'runbook sentinel clear --reason REASON' clears it on record",
+        )
+    told = _changes(changes)
+    record(place, review_id, action, reason, author, told, spec, overrides, as_json=as_json)
+
+
+def record(
+    place: "Workspace",
+    review_id: str,
+    action: str,
+    reason: str,
+    author: str,
+    changes: Mapping[str, Json],
+    spec: Path | None,
+    overrides: Sequence[str],
+    *,
+    as_json: bool,
+) -> None:
+    """Put a person's decision on record and say what follows.
+
+    Raises:
+        ConfigError: there is no reason, or the review was answered.
+    """
     from runbook.events import ReviewDecided  # noqa: PLC0415 - start-up stays light
     from runbook.review import record_decision  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
-    from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     if not reason.strip():
         fix = "say why, in a few words; it is kept on record"
         raise ConfigError("a decision needs a reason", where="--reason", fix=fix)
-    place = Workspace.at(workspace)
     view = read_session(place)
     _refuse_second(find_review(view, review_id))
-    decided = ReviewDecided(review_id, action, _changes(changes), reason, author, person=True)
+    decided = ReviewDecided(review_id, action, changes, reason, author, person=True)
     plan = load_plan(spec or Path(view.runbook), overrides or view.overrides)
     record_decision(plan, place, decided)
     view = read_session(place)
@@ -179,6 +211,7 @@ def _footer(
 ) -> Iterator[str]:
     from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
     from runbook.report.figures import moment  # noqa: PLC0415 - start-up stays light
+    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_folder import read_folder  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
 
@@ -203,6 +236,8 @@ def _footer(
     if review.is_open:
         command = ("runbook", "review", "decide", review.review_id, "--workspace", str(place.root))
         yield f"answer with:\n  {shlex.join(command)} --action ACTION --reason REASON"
+        if review.reason == "sentinel":
+            yield f"or clear it:\n  {review_command('decide', review, place.root, 'override')}"
 
 
 def _decision(decided: "ReviewDecided", at: str) -> Iterator[str]:

@@ -428,6 +428,8 @@ def _answer(commands: _Commands, review: ReviewView, action: str) -> Iterator[Ne
     step = next((s for s in commands.view.steps if s.name == review.step), None)
     if action == "override" and review.reason == "smoke":
         told = "If you know better, have the change run in full"
+    if action == "override" and review.reason == "sentinel":
+        told = "If you know better, clear the sentinel; the session then ends with exit 6"
     ranges = outcome.ranges(step.adjustable) if step and action == "retry" else ""
     if ranges:
         told = f"{told} with another parameter; NAME=NUMBER is one of {ranges}"

@@ -378,8 +378,9 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
         review = step.reviews[-1]
         yield NextStep("Read the evidence:", review_command("show", review, root))
         if "override" in review.allowed:
-            yield NextStep(_why_override(step), review_command("decide", review, root, "override"))
-            yield NextStep("After an override the same command goes on:", view.command(root))
+            command = review_command("decide", review, root, "override")
+            yield NextStep(_why_override(step, review), command)
+            yield NextStep("After that the same command goes on:", view.command(root))
     show = ["runbook", "plan", view.runbook, "--workspace", str(root), *view.options()]
     told = "Or mend the runbook, see what of this session stays, and accept the change on record:"
     yield NextStep(told, shlex.join(show))
@@ -387,7 +388,9 @@ def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:
     yield NextStep(told, view.command(Path("NEW_WORKSPACE")))
 
 
-def _why_override(step: StepView) -> str:
+def _why_override(step: StepView, review: ReviewView) -> str:
+    if review.reason == "sentinel":
+        return "If you know better, clear it on record; the session then ends with exit 6:"
     if step.last and step.last.smoke:
         return "If you know better, have the change run in full, on record:"
     return "If you know better, override it on record; the session then ends with exit 6:"
@@ -396,7 +399,13 @@ def _why_override(step: StepView) -> str:
 def review_command(
     verb: str, review: ReviewView, root: Path, action: str = "", *options: str
 ) -> str:
-    """``runbook review VERB ID ...``; with an action, the reason is a person's to fill in."""
+    """``runbook review VERB ID ...``; with an action, the reason is a person's to fill in.
+
+    A sentinel is cleared by a command of its own.
+    """
+    if action == "override" and review.reason == "sentinel":
+        words = ["runbook", "sentinel", "clear", "--reason", "REASON", "--workspace", str(root)]
+        return shlex.join(words)
     answer = ["--action", action, *options, "--reason", "REASON"] if action else []
     words = ["runbook", "review", verb, review.review_id, *answer, "--workspace", str(root)]
     return shlex.join(words)
