@@ -25,7 +25,8 @@ from runbook.fingerprint import (
     plan_document,
     recorded_plan,
 )
-from runbook.machine import params_of, replay
+from runbook.machine import replay
+from runbook.next_act import params_of
 from runbook.plan import Plan, PlannedStep
 from runbook.state import CERTIFICATE, State, Status, StepState
 

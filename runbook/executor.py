@@ -45,6 +45,7 @@ from runbook.gpus import Gpus
 from runbook.journal import Journal, batches, facts, read_entries, read_journal, seconds_before
 from runbook.ledger import Ledger
 from runbook.metering import Metering, owes_stop
+from runbook.next_act import decide
 from runbook.notify import Notifier, notice_command
 from runbook.owner import Owner
 from runbook.plan import Plan, PlannedStep
@@ -269,7 +270,7 @@ class _Session:
     def _prepare(self) -> None:
         """What takes a while and can go on beside the executor's own start."""
         manifest.look_up()
-        match m.decide(self.plan, self.state):
+        match decide(self.plan, self.state):
             case st.RunStep() as run:
                 self.runner.prepare(run.params)
         assert self.projector
@@ -325,7 +326,7 @@ class _Session:
         self._settle()
         # A reviewer gives up when a stop is asked for; that is no answer a person must give.
         self.supervisor.check()
-        match m.decide(self.plan, self.state):
+        match decide(self.plan, self.state):
             case st.RunStep() as run:
                 self._run_step(run)
             case st.JudgeGate(step):

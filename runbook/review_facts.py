@@ -16,7 +16,7 @@ from runbook.artifacts import canonical_json, sha256_bytes
 from runbook.budget import Limits
 from runbook.contract import Artifact, Attempt, Criterion, EarlierReview, Json
 from runbook.errors import ConfigError
-from runbook.machine import rerun_range
+from runbook.next_act import rerun_range
 from runbook.params import all_params, find, is_number
 from runbook.plan import Plan, PlannedStep
 from runbook.regular_files import open_to_read

@@ -1,6 +1,6 @@
 """What a session has come to, and the acts that may follow: frozen data, no rules.
 
-``runbook.machine`` folds the journal into a ``State`` and names the next ``Action``.
+``runbook.machine`` folds the journal into a ``State``; ``runbook.next_act`` names the ``Action``.
 """
 
 from collections.abc import Mapping

@@ -9,6 +9,7 @@ from runbook import machine as m
 from runbook import state as st
 from runbook.adjusting import next_adjustment, shortfall
 from runbook.contract import Criterion, Gate, Json, Range
+from runbook.next_act import decide
 from runbook.plan import Adjustment, Plan
 from runbook.testing import make_plan, make_step
 
@@ -53,18 +54,18 @@ def after(plan: Plan, *readings: dict[str, float]) -> tuple[st.Action, dict[str,
     """The act that follows these failed attempts, and the parameters of the newest."""
     state, params = m.initial(plan), {}
     for number, reading in enumerate(readings, 1):
-        action = m.decide(plan, state)
+        action = decide(plan, state)
         if isinstance(action, st.Adjust):
             before = state.steps["a"].attempt
             state = m.apply(plan, state, ev.Adjusted("a", before, action.changes, action.why))
-            action = m.decide(plan, state)
+            action = decide(plan, state)
         assert isinstance(action, st.RunStep)
         assert action.attempt == number
         params = dict(action.params)
         step = st.StepState(**{**vars(state.steps["a"]), "judged": judged(number, **reading)})
         step = replace(step, status=st.Status.JUDGED, failures=number)
         state = replace(state, steps={"a": step})
-    return m.decide(plan, state), params
+    return decide(plan, state), params
 
 
 def test_a_change_that_helped_is_gone_on_with() -> None:
@@ -135,7 +136,7 @@ def test_the_next_attempt_starts_from_the_best_one_so_far() -> None:
             facts.insert(0, ev.Adjusted("a", 1, {"max_new": 50}, "longer"))
         for fact in facts:
             state = m.apply(plan, state, fact)
-    action = m.decide(state_rules, state)
+    action = decide(state_rules, state)
 
     assert isinstance(action, st.Adjust)
     assert action.changes == {"max_new": 40, "temperature": 0.3}

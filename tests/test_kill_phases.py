@@ -30,7 +30,7 @@ from phases.detectors import SENTINELS as TEXT_SENTINELS
 from phases.fake_engine import CALLS
 from phases.prompts import load_few_shot
 from runbook import events as ev
-from runbook import machine, manifest
+from runbook import manifest, next_act
 from runbook.contract import Committed
 from runbook.executor import Seams, run_session
 from runbook.journal import Journal, facts, read_entries
@@ -321,7 +321,7 @@ def kill_children_at_writes(hooks: Path) -> None:
     (hooks / "sitecustomize.py").write_text(KILLED_AFTER_WRITES)
     os.environ |= {"STRUCK": str(hooks / "struck"), "PYTHONPATH": str(hooks)}
     # A step has more final files than it may lose children in a row.
-    machine.MAX_INTERRUPTIONS = 50
+    next_act.MAX_INTERRUPTIONS = 50
 
 
 def execute(book: Path, root: Path, calls: str, arm: Callable[[], None] | None) -> None:

@@ -12,6 +12,7 @@ from runbook import machine as m
 from runbook import state as st
 from runbook.contract import Artifact, Criterion, Gate, Instrument, Metric, Range
 from runbook.errors import CorruptError
+from runbook.next_act import decide
 from runbook.plan import Adjustment, Plan, PlannedPhase
 from runbook.testing import make_plan, make_step
 
@@ -78,7 +79,7 @@ def test_a_session_begins_with_its_first_step() -> None:
     """The first act is to run the first step with its own parameters."""
     plan = make_plan(make_step("a", params={"x": 1}), make_step("b"))
 
-    assert m.decide(plan, m.initial(plan)) == st.RunStep("a", 1, 1, {"x": 1})
+    assert decide(plan, m.initial(plan)) == st.RunStep("a", 1, 1, {"x": 1})
 
 
 @pytest.mark.parametrize("how", ["step", "phase"])
@@ -88,24 +89,24 @@ def test_a_disabled_step_is_skipped(how: str) -> None:
     if how == "phase":
         plan = replace(plan, phases=(PlannedPhase("A", "", enabled=False, steps=("a",)),))
 
-    assert isinstance(m.decide(plan, m.initial(plan)), st.SkipStep)
-    assert m.decide(plan, run(plan, ev.StepSkipped("a", "A", "disabled"))) == st.Finish(0)
+    assert isinstance(decide(plan, m.initial(plan)), st.SkipStep)
+    assert decide(plan, run(plan, ev.StepSkipped("a", "A", "disabled"))) == st.Finish(0)
 
 
 def test_a_finished_step_is_judged_by_its_gate_or_passed() -> None:
     """Only a step without a gate passes by itself."""
     plan = make_plan(make_step("a", gate=GATE), make_step("b"))
 
-    assert m.decide(plan, run(plan, started("a"), finished("a"))) == st.JudgeGate("a")
+    assert decide(plan, run(plan, started("a"), finished("a"))) == st.JudgeGate("a")
     state = run(plan, *attempt("a", "pass"), started("b"), finished("b"))
-    assert m.decide(plan, state) == st.PassStep("b")
+    assert decide(plan, state) == st.PassStep("b")
 
 
 def test_all_passed_finishes_with_zero() -> None:
     """A session whose gates passed ends with exit 0."""
     plan = make_plan(make_step("a", gate=GATE))
 
-    assert m.decide(plan, run(plan, *attempt("a", "pass"))) == st.Finish(0)
+    assert decide(plan, run(plan, *attempt("a", "pass"))) == st.Finish(0)
 
 
 def test_the_first_failure_applies_the_declared_adjustment() -> None:
@@ -113,12 +114,12 @@ def test_the_first_failure_applies_the_declared_adjustment() -> None:
     plan = make_plan(make_step("a", gate=GATE, **TUNED))
     facts = attempt("a", "fail")
 
-    action = m.decide(plan, run(plan, *facts))
+    action = decide(plan, run(plan, *facts))
 
     assert action == st.Adjust("a", {"temperature": 0.5}, "cooler is cleaner")
     state = run(plan, *facts, ev.Adjusted("a", 1, {"temperature": 0.5}, ""))
     expected = {"temperature": 0.5, "sampling": {"top_k": 40}}
-    assert m.decide(plan, state) == st.RunStep("a", 2, 1, expected)
+    assert decide(plan, state) == st.RunStep("a", 2, 1, expected)
 
 
 def test_the_second_failure_asks_for_a_review() -> None:
@@ -128,7 +129,7 @@ def test_the_second_failure_asks_for_a_review() -> None:
 
     state = run(plan, *attempt("a", "fail"), adjusted, *attempt("a", "fail", 2))
 
-    assert m.decide(plan, state) == st.AskReview(
+    assert decide(plan, state) == st.AskReview(
         "a", 2, "gate failed", ("retry", "stop", "needs_human", "override")
     )
 
@@ -137,7 +138,7 @@ def test_review_after_one_asks_at_the_first_failure() -> None:
     """``review_after: 1`` puts a review in place of the adjustment."""
     plan = make_plan(make_step("a", gate=GATE, review_after=1, **TUNED))
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
+    assert isinstance(decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 def test_the_third_failure_is_closed_with_exit_three() -> None:
@@ -153,8 +154,8 @@ def test_the_third_failure_is_closed_with_exit_three() -> None:
     ]
 
     last = ("stop", "needs_human", "override")
-    assert m.decide(plan, run(plan, *facts)) == st.AskReview("a", 3, "closing", last)
-    stop = m.decide(plan, run(plan, *facts, asked("a", "closing", 3)))
+    assert decide(plan, run(plan, *facts)) == st.AskReview("a", 3, "closing", last)
+    stop = decide(plan, run(plan, *facts, asked("a", "closing", 3)))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("closing", 3)
 
@@ -174,7 +175,7 @@ def test_an_adjustment_that_changes_nothing_is_a_review(change: dict[str, Any]) 
     )
     plan = make_plan(step)
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
+    assert isinstance(decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 def test_an_adjustment_for_another_metric_does_not_apply() -> None:
@@ -184,7 +185,7 @@ def test_an_adjustment_for_another_metric_does_not_apply() -> None:
     )
     plan = make_plan(step)
 
-    assert isinstance(m.decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
+    assert isinstance(decide(plan, run(plan, *attempt("a", "fail"))), st.AskReview)
 
 
 @pytest.mark.parametrize(
@@ -204,7 +205,7 @@ def test_adjustments_stay_in_range_and_keep_whole_numbers(
     step = replace(step, adjustments=(Adjustment("yield", {"sampling.top_k": operation}, ""),))
     plan = make_plan(step)
 
-    action = m.decide(plan, run(plan, *attempt("a", "fail")))
+    action = decide(plan, run(plan, *attempt("a", "fail")))
 
     assert isinstance(action, st.Adjust)
     assert action.changes == {"sampling.top_k": expected}
@@ -229,10 +230,10 @@ def test_a_retry_begins_at_rerun_from_with_one_attempt_number() -> None:
         facts += [started(name), finished(name), ev.StepPassed(name, 1)]
     facts += attempt("eval", "fail")
 
-    assert m.decide(plan, run(plan, *facts)) == st.Adjust("eval", {"lr": 0.5}, "slower")
+    assert decide(plan, run(plan, *facts)) == st.Adjust("eval", {"lr": 0.5}, "slower")
     state = run(plan, *facts, ev.Adjusted("eval", 1, {"lr": 0.5}, "slower"))
 
-    assert m.decide(plan, state) == st.RunStep("sft", 2, 1, {"lr": 0.5})
+    assert decide(plan, state) == st.RunStep("sft", 2, 1, {"lr": 0.5})
     assert [s.attempt for s in state.steps.values()] == [1, 2, 2]
     assert state.steps["base"].status is st.Status.PASSED
     assert state.steps["eval"].failures == 1
@@ -253,7 +254,7 @@ def test_nested_retries_never_share_an_attempt_number() -> None:
     )
 
     assert [s.attempt for s in state.steps.values()] == [3, 3]
-    assert m.decide(plan, state) == st.RunStep("inner", 3, 1, {"t": 2})
+    assert decide(plan, state) == st.RunStep("inner", 3, 1, {"t": 2})
 
 
 def test_an_underpowered_sample_is_extended_once() -> None:
@@ -261,19 +262,19 @@ def test_an_underpowered_sample_is_extended_once() -> None:
     plan = make_plan(make_step("a", gate=EXTENDABLE, params={"rows": 200}))
     facts = attempt("a", "underpowered")
 
-    assert m.decide(plan, run(plan, *facts)) == st.Extend("a", {"rows": 400})
+    assert decide(plan, run(plan, *facts)) == st.Extend("a", {"rows": 400})
     extended = ev.SampleExtended("a", 1, {"rows": 400})
-    assert m.decide(plan, run(plan, *facts, extended)) == st.RunStep("a", 1, 2, {"rows": 400})
+    assert decide(plan, run(plan, *facts, extended)) == st.RunStep("a", 1, 2, {"rows": 400})
     state = run(plan, *facts, extended, *attempt("a", "underpowered", look=2))
     answers = ("stop", "needs_human", "override")
-    assert m.decide(plan, state) == st.AskReview("a", 1, "underpowered", answers)
+    assert decide(plan, state) == st.AskReview("a", 1, "underpowered", answers)
 
 
 def test_underpowered_without_extension_is_a_review() -> None:
     """A fixed sample that is too small cannot be mended by running again."""
     plan = make_plan(make_step("a", gate=GATE))
 
-    action = m.decide(plan, run(plan, *attempt("a", "underpowered")))
+    action = decide(plan, run(plan, *attempt("a", "underpowered")))
 
     assert isinstance(action, st.AskReview)
     assert action.reason == "underpowered"
@@ -287,9 +288,9 @@ def test_what_is_not_a_reading_never_passes(verdict: str) -> None:
     state = run(plan, *facts)
 
     answers = ("stop", "needs_human", "override")
-    assert m.decide(plan, state) == st.AskReview("a", 1, "instrument", answers)
+    assert decide(plan, state) == st.AskReview("a", 1, "instrument", answers)
     assert state.steps["a"].failures == 0
-    stop = m.decide(plan, run(plan, *facts, asked("a", "instrument"), decided("a", "stop")))
+    stop = decide(plan, run(plan, *facts, asked("a", "instrument"), decided("a", "stop")))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("instrument", 3)
 
@@ -300,11 +301,11 @@ def test_a_sentinel_stops_with_five_whatever_the_verdict(verdict: str) -> None:
     plan = make_plan(make_step("a", gate=EXTENDABLE, **TUNED))
     facts = [started("a"), finished("a"), judged("a", verdict, sentinel=True)]
 
-    assert m.decide(plan, run(plan, *facts)) == st.AskReview(
+    assert decide(plan, run(plan, *facts)) == st.AskReview(
         "a", 1, "sentinel", st.ALLOWED["sentinel"]
     )
     for answer in ([], [decided("a", "stop")], [decided("a", "override", person=False)]):
-        stop = m.decide(plan, run(plan, *facts, asked("a", "sentinel"), *answer))
+        stop = decide(plan, run(plan, *facts, asked("a", "sentinel"), *answer))
         assert isinstance(stop, st.Stop)
         assert (stop.reason, stop.exit_code) == ("sentinel", 5)
 
@@ -322,7 +323,7 @@ def test_a_person_overrides_even_after_a_stop_was_advised() -> None:
         decided("a", "override"),
     )
 
-    assert m.decide(plan, state) == st.Finish(6)
+    assert decide(plan, state) == st.Finish(6)
     assert state.overrides == 1
 
 
@@ -343,22 +344,22 @@ def test_an_override_that_was_run_again_no_longer_stands() -> None:
         *attempt("b", "pass", 2),
     )
 
-    assert m.decide(plan, state) == st.Finish(0)
+    assert decide(plan, state) == st.Finish(0)
 
 
 def test_without_a_decision_the_session_waits_for_a_person() -> None:
     """An open review stops the session with exit 3 until its decision is appended."""
     plan = make_plan(make_step("a", gate=GATE, review_after=1))
     facts = [*attempt("a", "fail"), asked("a", "gate failed")]
-    stop = m.decide(plan, run(plan, *facts))
+    stop = decide(plan, run(plan, *facts))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("review", 3)
 
     stopped = ev.SessionStopped("review", 3, "")
     resumed = ev.SessionResumed()
-    assert isinstance(m.decide(plan, run(plan, *facts, stopped, resumed)), st.Stop)
+    assert isinstance(decide(plan, run(plan, *facts, stopped, resumed)), st.Stop)
     state = run(plan, *facts, stopped, decided("a", "retry"), resumed)
-    assert m.decide(plan, state) == st.RunStep("a", 2, 1, {})
+    assert decide(plan, state) == st.RunStep("a", 2, 1, {})
 
 
 @pytest.mark.parametrize(
@@ -401,13 +402,13 @@ def test_a_failed_step_stops_with_its_code_and_a_rerun_tries_it_again(code: int)
     """The step's error names the exit code; the same command runs the same attempt."""
     plan = make_plan(make_step("a"))
     facts = [started("a"), ev.StepFailed("a", 1, "boom", "", code)]
-    stop = m.decide(plan, run(plan, *facts))
+    stop = decide(plan, run(plan, *facts))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("error", code)
 
     again = [ev.SessionStopped("error", code, ""), ev.SessionResumed()]
-    assert m.decide(plan, run(plan, *facts, *again)) == st.RunStep("a", 1, 1, {})
-    assert m.decide(plan, run(plan, *facts, again[1])) == st.RunStep("a", 1, 1, {})
+    assert decide(plan, run(plan, *facts, *again)) == st.RunStep("a", 1, 1, {})
+    assert decide(plan, run(plan, *facts, again[1])) == st.RunStep("a", 1, 1, {})
 
 
 def test_interruptions_without_progress_end_and_a_person_begins_anew() -> None:
@@ -415,8 +416,8 @@ def test_interruptions_without_progress_end_and_a_person_begins_anew() -> None:
     plan = make_plan(make_step("a"))
     lost = [started("a"), ev.StepInterrupted("a", 1, "SIGKILL")]
 
-    assert isinstance(m.decide(plan, run(plan, *lost * 5)), st.RunStep)
-    stop = m.decide(plan, run(plan, *lost * 6))
+    assert isinstance(decide(plan, run(plan, *lost * 5)), st.RunStep)
+    stop = decide(plan, run(plan, *lost * 6))
     assert isinstance(stop, st.Stop)
     assert (stop.reason, stop.exit_code) == ("no progress", 1)
     rerun = [ev.SessionStopped("no progress", 1, ""), ev.SessionResumed()]
@@ -521,7 +522,7 @@ def walk(plan: Plan) -> tuple[int, set[tuple[str, int]]]:
         assert key not in open_now, "a run can come back to where it was"
         assert len(open_now) < LIMIT
         open_now.add(key)
-        action = m.decide(plan, state)
+        action = decide(plan, state)
         if isinstance(action, st.Stop | st.Finish):
             ends.add((getattr(action, "reason", "done"), action.exit_code))
             longest[key] = 0
@@ -612,7 +613,7 @@ def test_every_run_ends_with_resumes_in_between(data: strategies.DataObject) -> 
     state = m.initial(plan)
     resumes = 3
     for _ in range(LIMIT):
-        action = m.decide(plan, state)
+        action = decide(plan, state)
         if isinstance(action, st.Finish):
             return
         if isinstance(action, st.Stop):
@@ -638,7 +639,7 @@ def test_every_run_ends_with_changes_accepted_in_between(data: strategies.DataOb
     acceptances = 3
     highest = dict.fromkeys("abc", 1)
     for _ in range(LIMIT):
-        action = m.decide(plan, state)
+        action = decide(plan, state)
         ended = isinstance(action, st.Finish | st.Stop)
         if acceptances and (ended or data.draw(strategies.booleans())):
             acceptances -= 1
@@ -684,7 +685,7 @@ def test_a_second_look_that_has_not_begun_is_taken_back_by_a_changed_gate() -> N
     state = m.replay(plan, facts)
 
     assert (state.steps["a"].look, state.steps["a"].extension) == (1, {})
-    assert m.decide(plan, state) == st.JudgeGate("a")
+    assert decide(plan, state) == st.JudgeGate("a")
 
 
 EVENTS: list[ev.Event] = [

@@ -13,6 +13,7 @@ from runbook import state as st
 from runbook.contract import Criterion, Gate, Json, Range
 from runbook.errors import ConfigError
 from runbook.fingerprint import plan_document, recorded_plan
+from runbook.next_act import decide
 from runbook.plan import Adjustment, Plan
 from runbook.schema import load_plan
 from runbook.testing import make_plan, make_step
@@ -54,7 +55,7 @@ class Session:
 
     @property
     def next(self) -> st.Action:
-        return m.decide(self.plan, self.state)
+        return decide(self.plan, self.state)
 
     def do(self, *facts: ev.Event) -> None:
         for fact in facts:
@@ -197,7 +198,7 @@ def test_a_plan_without_the_smoke_begins_the_step_anew(status: str) -> None:
         accepted = ev.PlanAccepted(
             "why", "me", (), plan_document(plan), plan.fingerprint, "", (), (), rejudged=("a",)
         )
-        act = m.decide(plan, m.apply(plan, session.state, accepted))
+        act = decide(plan, m.apply(plan, session.state, accepted))
         assert isinstance(act, st.RunStep)
         assert (act.look, act.params["rows"]) == (1, 200)
 
