@@ -20,20 +20,22 @@ from runbook.plan import Adjustment, Plan, PlannedPhase, PlannedStep
 from runbook.problems import printable, to_error
 from runbook.schema_checks import Slot, SpecFile
 from runbook.schema_models import (
-    API_KEY_ENVS,
-    BASE_URLS,
-    REVIEWER_TIMEOUT,
     STOP_CONDITIONS,
     AdjustmentModel,
     GateModel,
     PhaseModel,
-    ReviewerModel,
     RunbookModel,
-    ServedModel,
     SpecModel,
     StepModel,
-    seconds,
 )
+from runbook.schema_reviewer import (
+    API_KEY_ENVS,
+    BASE_URLS,
+    REVIEWER_TIMEOUT,
+    ReviewerModel,
+    ServedModel,
+)
+from runbook.schema_values import seconds
 from runbook.step_code import code_of
 from runbook.step_params import check_overridden
 

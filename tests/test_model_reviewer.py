@@ -40,7 +40,7 @@ from runbook.contract import Decision, Range, ReviewRequest
 from runbook.journal import facts, read_entries
 from runbook.ledger import Ledger
 from runbook.redact import Redactor
-from runbook.schema_models import ReviewerModel
+from runbook.schema_reviewer import ReviewerModel
 from runbook.testing import LocalAccount, make_plan, make_review_request
 from runbook.workspace import Workspace
 from runbook.yaml_source import parse_yaml

@@ -131,8 +131,8 @@ def _declared(named: dict[str, Json], request_usd: float) -> Mapping[str, Json]:
     """What a runbook's section of these options would be. Raises ConfigError, naming the option."""
     from pydantic import ValidationError  # noqa: PLC0415 - start-up stays light
 
-    from runbook.schema_models import ReviewerModel  # noqa: PLC0415 - start-up stays light
     from runbook.schema_resolve import resolve_reviewer  # noqa: PLC0415 - start-up stays light
+    from runbook.schema_reviewer import ReviewerModel  # noqa: PLC0415 - start-up stays light
 
     try:
         return resolve_reviewer(ReviewerModel.model_validate({**named, "max_usd": request_usd}))
