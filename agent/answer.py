@@ -96,7 +96,10 @@ def instruction(request: ReviewRequest, *, complete: bool = False) -> str:
         request: what is asked.
         complete: no key may be left out, as in ``read_answer``.
     """
-    ranges = {name: {"min": r.min, "max": r.max} for name, r in sorted(request.adjustable.items())}
+    ranges = {
+        name: {"min": r.min, "max": r.max, **({"whole": True} if name in request.whole else {})}
+        for name, r in sorted(request.adjustable.items())
+    }
     bounds = {"actions": open_actions(request), "adjustable": ranges}
     left_out = "" if complete else "; the last three may be left out"
     lines = [
@@ -131,7 +134,10 @@ def answer_schema(request: ReviewRequest) -> dict[str, Json]:
     ranges = sorted(request.adjustable.items())
     changes = {
         name: {
-            "anyOf": [{"type": "number"}, {"type": "null"}],
+            "anyOf": [
+                {"type": "integer" if name in request.whole else "number"},
+                {"type": "null"},
+            ],
             "description": f"From {r.min:g} to {r.max:g}; null leaves it as it is.",
         }
         for name, r in ranges
@@ -210,6 +216,8 @@ def check_bounds(answer: Answer, request: ReviewRequest) -> None:
         if value is not None and not bounds.min <= value <= bounds.max:
             what = f"{name!a} must lie between {bounds.min:g} and {bounds.max:g}, found {value:g}"
             raise UnusableError(what)
+        if value is not None and name in request.whole and not value.is_integer():
+            raise UnusableError(f"{name!a} must be a whole number, found {value:g}")
 
 
 def _candidate(text: str) -> str:

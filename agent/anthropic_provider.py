@@ -32,6 +32,8 @@ def send(call: Call, key: str, http: "httpx2.Client") -> bytes:
         "messages": [{"role": role, "content": text} for role, text in call.messages],
         "max_tokens": served.max_output_tokens,
         "output_config": config,
+        # Left out, some servers stream.
+        "stream": False,
     }
     client = Anthropic(
         api_key=key,

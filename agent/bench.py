@@ -2,7 +2,8 @@
 
 Rule: it is asked as a session would ask it, one question at a time, each in a folder of its own
 whose name tells nothing, and each request is on record with its worst-case cost before it leaves;
-beyond the cap nothing is sent. The same folder again asks nothing twice that was answered.
+beyond the cap nothing is sent, and a situation that it kept from being asked counts in no rate. The
+same folder again asks nothing twice that was answered.
 """
 
 import json
@@ -12,13 +13,16 @@ from pathlib import Path
 
 from agent.situations import APPROVING, Situation, outside
 from runbook.artifacts import sha256_bytes, write_json
-from runbook.contract import Decision, Json, Reviewer
+from runbook.contract import Decision, Json, Reviewer, ReviewRequest
 from runbook.errors import CorruptError
-from runbook.regular_files import read
+from runbook.regular_files import open_to_read, read
 
 RESULT = "bench.json"
 REQUESTS = "requests.json"
-RIGHT, WRONG, NO_ANSWER = "right", "wrong", "no answer"
+RIGHT, WRONG, NO_ANSWER, NOT_ASKED = "right", "wrong", "no answer", "not asked"
+_ERROR = "error.txt"
+"""Where a reviewer says why it did not answer."""
+_LONGEST_CAUSE = 1000
 
 
 @dataclass(frozen=True)
@@ -33,9 +37,11 @@ class Answered:
     action: str
     changes: Mapping[str, Json]
     mistake: str
-    """The mistake's name, or what bound the answer broke; empty where there is none to name."""
+    """The mistake's name; empty where there is none to name."""
     author: str
     reason: str
+    cause: str
+    """Why there is no answer that counts, or why it was not asked; empty where there is one."""
     usd: float
     """Spent on it in this folder; what was reserved and never settled counts."""
 
@@ -67,18 +73,22 @@ class Tally:
     false_alarms: Count
     """Of known-good ones that were answered."""
     no_answer: int
+    not_asked: int
+    """The money did not last for them."""
     usd: float
 
 
 def tally(answers: Iterable[Answered]) -> Tally:
     """Count."""
     found = list(answers)
-    given = [a for a in found if a.outcome != NO_ANSWER]
+    asked = [a for a in found if a.outcome != NOT_ASKED]
+    given = [a for a in asked if a.outcome != NO_ANSWER]
     return Tally(
-        Count(sum(a.outcome == RIGHT for a in found), len(found)),
-        Count(sum(a.is_false_approval for a in found), sum(a.known == "bad" for a in given)),
-        Count(sum(a.is_false_alarm for a in found), sum(a.known == "good" for a in given)),
-        len(found) - len(given),
+        Count(sum(a.outcome == RIGHT for a in asked), len(asked)),
+        Count(sum(a.is_false_approval for a in asked), sum(a.known == "bad" for a in given)),
+        Count(sum(a.is_false_alarm for a in asked), sum(a.known == "good" for a in given)),
+        len(asked) - len(given),
+        len(found) - len(asked),
         sum(a.usd for a in found),
     )
 
@@ -101,7 +111,6 @@ def _asked(ask: Reviewer, situation: Situation, folder: Path, purse: "Purse") ->
     account = purse.account(place)
     request = situation.make_request(folder, f"reviews/{place}", account)
     decision = ask(request)
-    broken = outside(request, decision) if decision else ""
     blank = Answered(
         situation=situation.name,
         topic=situation.topic,
@@ -109,12 +118,26 @@ def _asked(ask: Reviewer, situation: Situation, folder: Path, purse: "Purse") ->
         outcome=NO_ANSWER,
         action="",
         changes={},
-        mistake=broken,
+        mistake="",
         author=decision.author if decision else "",
         reason=decision.reason if decision else "",
+        cause=outside(request, decision) if decision else _cause(request),
         usd=purse.spent_on(place),
     )
-    return blank if decision is None or broken else _judged(blank, situation, decision)
+    if decision is None:
+        never = account.unpaid and not purse.was_asked(place)
+        return replace(blank, outcome=NOT_ASKED, cause=account.unpaid) if never else blank
+    return blank if blank.cause else _judged(blank, situation, decision)
+
+
+def _cause(request: ReviewRequest) -> str:
+    """What the reviewer left word of, in one line, each model's cause after the other."""
+    try:
+        with open_to_read(request.workspace / request.path / _ERROR) as file:
+            told = file.read(_LONGEST_CAUSE).decode("utf-8", "replace")
+    except OSError:
+        return "no cause was left"
+    return "; ".join(line.strip() for line in told.splitlines() if line.strip())
 
 
 def _judged(blank: Answered, situation: Situation, decision: Decision) -> Answered:
@@ -160,6 +183,10 @@ class Purse:
         """Dollars of one question."""
         return sum(float(sent["usd"]) for sent in self._sent if sent["place"] == place)
 
+    def was_asked(self, place: str) -> bool:
+        """Whether any request of one question left, now or before."""
+        return any(sent["place"] == place for sent in self._sent)
+
     def account(self, place: str) -> "BenchAccount":
         """What one question's requests are paid from."""
         return BenchAccount(self, place)
@@ -177,7 +204,7 @@ class Purse:
             return f"it was asked {unknown} times and no end of that is known"
         if not self.affords(1, usd):
             left = max(0.0, self._max_usd - self.spent)
-            return f"one request may cost {cost:.4f} USD, and {left:.4f} USD of the cap are left"
+            return f"one request may cost ${cost:.4f}, and ${left:.4f} of the cap are left"
         self._sent.append(
             {"place": place, "key": key, "usd": cost, "done": False, "tokens": [0, 0]}
         )
@@ -204,12 +231,17 @@ class BenchAccount:
     def __init__(self, purse: Purse, place: str) -> None:
         self._purse = purse
         self._place = place
+        self.unpaid = ""
+        """Why a request could not be paid; empty where each could."""
 
     def affords(self, requests: int, usd: float | None = None) -> bool:
         return self._purse.affords(requests, usd)
 
     def reserve(self, key: str, usd: float | None = None) -> str:
-        return self._purse.reserve(self._place, key, usd)
+        refusal = self._purse.reserve(self._place, key, usd)
+        if refusal and not self.affords(1, usd):
+            self.unpaid = refusal
+        return refusal
 
     def settle(
         self,

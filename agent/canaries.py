@@ -2,21 +2,23 @@
 
 Rule: the reviewer is told nothing; the two go first, in an order drawn by hash, under the real
 review's rules and from its money, and leave it enough for the real question. What became of them is
-durable in the review's ``canaries.json`` before the real answer is acted on, so that a kill asks
-none of them twice. An author that approves too many known-bad ones loses its word on ``proceed``:
-a person then decides.
+durable in the review's ``canaries.json`` before the real question is asked, so that a kill asks
+none of them twice; one that no reviewer came to answer is no outcome, and is asked again with the
+real question. An author that approves too many known-bad ones loses its word on ``proceed``: a
+person then decides.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.canary_dossiers import Known, make_pair
+from agent.provider import OVERHEAD_TOKENS, Served, Tokens
 from agent.situations import APPROVING, outside
 from runbook.artifacts import write_json
-from runbook.contract import Account, Decision, Reviewer, ReviewRequest
+from runbook.contract import Account, Decision, Json, Reviewer, ReviewRequest
 from runbook.regular_files import read
 
 RECORD = "canaries.json"
@@ -24,10 +26,13 @@ FALSE_APPROVAL = "false approval"
 FALSE_ALARM = "false alarm"
 RIGHT = "right"
 NO_ANSWER = "no answer"
+"""It was asked, and what came was none, or out of bounds."""
 REFUSED = "refused"
-"""The account would not pay for it."""
+"""There was no money for it beside what the real question may cost."""
 _KEPT_BACK = 2
-"""Requests' worth that a canary leaves to the real review: the question, and one repair."""
+"""Requests that a canary leaves the money for: the real question, and one repair."""
+_BYTES_A_TOKEN = 3
+"""Of a dossier at most, as ``agent.dossier`` counts its tokens; a request is reserved by bytes."""
 _HELD = "the reviewer's 'proceed' is not acted on; a person decides"
 """Later dossiers of the same model repeat it, so nothing in it may tell of canaries."""
 
@@ -71,16 +76,44 @@ class Score:
         return self.approved / self.answered > settings.max_false_rate
 
 
-def with_canaries(ask: Reviewer, settings: Canaries) -> Reviewer:
-    """The same reviewer, asked two known dossiers beside each review that is drawn."""
+def with_canaries(ask: Reviewer, settings: Canaries, dearest_usd: float | None = None) -> Reviewer:
+    """The same reviewer, asked two known dossiers beside each review that is drawn.
+
+    Args:
+        ask: the reviewer.
+        settings: as declared.
+        dearest_usd: what a request of the real question may cost at worst; None: what the canary
+            may. The dearer of the two is kept back.
+    """
 
     def ask_all(request: ReviewRequest) -> Decision | None:
-        if is_drawn(request, settings.share) and not _ask_pair(ask, request):
+        if is_drawn(request, settings.share) and not _ask_pair(ask, request, dearest_usd):
             return None
         decision = ask(request)
         return _trusted(request, decision, settings) if decision else None
 
     return ask_all
+
+
+def dearest(declared: Mapping[str, Json]) -> float | None:
+    """What one request with a full context may cost by the dearest model of ``Plan.reviewer``.
+
+    None where no model is declared, or none with a price.
+    """
+    if "model" not in declared:
+        return None
+    models = [Served.of(one) for one in (declared, declared.get("fallback")) if one]
+    # Of several models the smallest context bounds the question.
+    context = min(served.context_tokens for served in models)
+    known = [usd for served in models if (usd := _at_worst(served, context)) is not None]
+    return max(known, default=None)
+
+
+def _at_worst(served: Served, context_tokens: int) -> float | None:
+    most = Tokens(_BYTES_A_TOKEN * context_tokens + OVERHEAD_TOKENS, served.max_output_tokens)
+    # Nothing above ``max_usd`` is sent.
+    known = [usd for usd in (served.cost(most), served.max_usd) if usd is not None]
+    return min(known, default=None)
 
 
 def is_drawn(request: ReviewRequest, share: float) -> bool:
@@ -96,17 +129,19 @@ def score(reviews: Path, author: str) -> Score:
     return Score(len(counted), sum(o.outcome == FALSE_APPROVAL for o in counted))
 
 
-def _ask_pair(ask: Reviewer, request: ReviewRequest) -> bool:
-    """Ask what was not asked yet; False where the session is to stop in between."""
+def _ask_pair(ask: Reviewer, request: ReviewRequest, dearest_usd: float | None) -> bool:
+    """Ask what has no outcome yet; False where the session is to stop in between."""
     folder = request.workspace / request.path
     known = {o.name: o for o in _outcomes(folder / RECORD)}
-    purse = _Purse(request.account)
+    purse = _Purse(request.account, dearest_usd)
     for name, canary in _ordered(request):
         if name in known:
             continue
         decision = ask(_as_asked(canary, request, name, purse))
         if decision is None and request.stop():
             return False
+        if decision is None and not (purse.refused or purse.answered):
+            continue
         known[name] = _outcome(name, canary, decision, refused=purse.refused)
         write_json(folder / RECORD, {"canaries": [asdict(o) for o in known.values()]})
     return True
@@ -121,7 +156,7 @@ def _ordered(request: ReviewRequest) -> Iterator[tuple[str, Known]]:
 
 def _as_asked(known: Known, real: ReviewRequest, name: str, purse: "_Purse") -> ReviewRequest:
     """The dossier under an id and a folder of its own."""
-    purse.refused = False
+    purse.refused = purse.answered = False
     return replace(
         known.request,
         review_id=f"{real.review_id}-canary-{name}",
@@ -173,21 +208,29 @@ def _outcomes(path: Path) -> tuple[Outcome, ...]:
 class _Purse:
     """The real review's account, of which each canary leaves what the real review needs."""
 
-    def __init__(self, account: Account) -> None:
+    def __init__(self, account: Account, dearest_usd: float | None) -> None:
         self._account = account
+        self._dearest_usd = dearest_usd
         self.refused = False
-        """Whether the newest canary could not be paid for."""
+        """Whether there was no money for the canary's newest request."""
+        self.answered = False
+        """Whether the canary's newest request came to an end that may have cost something; one
+        that failed is settled at nothing, and one that is lost not at all."""
 
     def affords(self, requests: int, usd: float | None = None) -> bool:
-        return self._account.affords(requests + _KEPT_BACK, usd)
+        """Whether the account affords them and what is kept back."""
+        dearest_usd = self._dearest_usd
+        if usd is None or dearest_usd is None:
+            kept = dearest_usd is None or self._account.affords(_KEPT_BACK, dearest_usd)
+            return kept and self._account.affords(requests + _KEPT_BACK, usd)
+        return self._account.affords(1, requests * usd + _KEPT_BACK * max(usd, dearest_usd))
 
     def reserve(self, key: str, usd: float | None = None) -> str:
-        if self.affords(1, usd):
-            refusal = self._account.reserve(key, usd)
-        else:
-            refusal = "what is left of the reviews' money is kept for the question itself"
-        self.refused = bool(refusal)
-        return refusal
+        self.answered = False
+        self.refused = not self.affords(1, usd)
+        if self.refused:
+            return "what is left of the reviews' money is kept for the question itself"
+        return self._account.reserve(key, usd)
 
     def settle(
         self,
@@ -198,3 +241,4 @@ class _Purse:
         output_tokens: int = 0,
     ) -> None:
         self._account.settle(key, usd, input_tokens=input_tokens, output_tokens=output_tokens)
+        self.answered = usd != 0 or bool(input_tokens or output_tokens)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from agent import human, redaction
+from agent import remedy as remedies
 from agent.answer import Answer, UnusableError, check_bounds, instruction, open_actions, read_answer
 from agent.program import Ended, run_program
 from runbook.artifacts import canonical_json, sha256_bytes, write_bytes, write_json
@@ -70,6 +71,7 @@ class _Review:
             answer = self._accepted() or self._ask(timeout_s)
         except UnusableError as cause:
             told = f"{cause}\n".encode("utf-8", "backslashreplace")
+            self._tell_remedy(cause)
             write_bytes(self.folder / "error.txt", self.redact(told))
             return None
         return answer.decision(f"command {Path(self.command[0]).name}")
@@ -88,7 +90,7 @@ class _Review:
     def _ask(self, timeout_s: float) -> Answer:
         account = self.request.account
         if refusal := account.reserve(self.key):
-            raise UnusableError(refusal)
+            raise _RefusedError(refusal)
         ended = self._run(timeout_s)
         try:
             return self._take(ended)
@@ -97,7 +99,7 @@ class _Review:
                 account.settle(self.key)
 
     def _run(self, timeout_s: float) -> Ended:
-        (self.folder / "error.txt").unlink(missing_ok=True)
+        self._forget("error.txt", remedies.NAME)
         said = run_program(
             self.command,
             self.prompt.encode(),
@@ -111,6 +113,17 @@ class _Review:
         write_bytes(self.folder / "stderr.log", ended.stderr)
         return ended
 
+    def _tell_remedy(self, cause: UnusableError) -> None:
+        """A program is started again; what an account lacks is the journal's to tell."""
+        if isinstance(cause, _RefusedError):
+            self._forget(remedies.NAME)
+        else:
+            remedies.write(self.folder, remedies.Remedy(remedies.ASK))
+
+    def _forget(self, *names: str) -> None:
+        for name in names:
+            (self.folder / name).unlink(missing_ok=True)
+
     def _take(self, ended: Ended) -> Answer:
         """The answer, once it is on disk. Raises UnusableError."""
         if ended.cause:
@@ -119,6 +132,10 @@ class _Review:
         document = {"key": self.key, "answer": answer.model_dump(exclude_unset=True)}
         write_json(self.folder / "decision.json", document)
         return answer
+
+
+class _RefusedError(UnusableError):
+    """The program was not started: the account said no."""
 
 
 def _read(path: Path) -> Mapping[str, Json]:

@@ -42,8 +42,8 @@ class _Cut:
     same: bool = True
     """Parameters that are the same in every attempt."""
     summary: bool = True
-    longest: int = 1 << 40
-    """Characters of one text."""
+    longest: int = 50_000
+    """Characters of one text; a longer one would take long to escape and nobody would read it."""
     old: bool = True
     """Metrics and reasons of the attempts before the one in question."""
     flagged: int = 10
@@ -299,7 +299,10 @@ class _Page:
         return lines[max(0, len(lines) - self.cut.log) :]
 
     def _limit(self, name: str, row: Mapping[str, Json]) -> tuple[str, ...]:
-        return (self._label(name), *(number(row.get(part)) for part in ("limit", "spent", "left")))
+        return (
+            self._label(name),
+            *_amounts(name, [row.get(k) for k in ("limit", "spent", "left")]),
+        )
 
     def _earlier(self) -> dict[str, Json]:
         known = self.request.earlier[-self.cut.earlier :]
@@ -367,6 +370,13 @@ def _cost(of: Mapping[str, Json]) -> str:
     if number(usd) != "-":
         told.append(f"{usd:.2f} USD")
     return "; ".join(told) or "not known"
+
+
+def _amounts(name: str, values: Sequence[Json]) -> list[str]:
+    """Amounts of one unit, all with as many digits, so that they can be subtracted by eye."""
+    known = [v for v in values if number(v) != "-"]
+    places = 0 if name.endswith("_s") else 4 if any(0 < v < 1 for v in known) else 2
+    return [f"{v:,.{places}f}" if number(v) != "-" else "-" for v in values]
 
 
 def _vouched(of: Mapping[str, Json], what: str) -> str:

@@ -12,6 +12,7 @@ from email.utils import parsedate_to_datetime
 
 from agent import redaction
 from agent.answer import shown
+from agent.remedy import Remedy
 from runbook.contract import Json
 
 LONGEST_WAIT_S = 120.0
@@ -29,6 +30,8 @@ _QUOTA = frozenset(
 )
 """Codes and types by which a 429 says that waiting does not help."""
 _BUSY = frozenset({408, 409, 425, 429})
+_GIVEN_UP = frozenset({504, 524})
+"""A gateway waited no longer: what it waited for may still end, and be charged."""
 _MEANING = {
     400: "the request is invalid",
     401: "the API key is not accepted",
@@ -38,6 +41,8 @@ _MEANING = {
     413: "the request is too large",
     422: "the request is invalid",
     429: "too many requests",
+    504: "a gateway waited no longer for the answer",
+    524: "a gateway waited no longer for the answer",
     529: "the provider is overloaded",
 }
 
@@ -72,6 +77,10 @@ class StoppedError(Exception):
 class RefusedError(Exception):
     """The request must not be sent: the account or the runbook's cap says no."""
 
+    def __init__(self, cause: str, remedy: Remedy) -> None:
+        super().__init__(cause)
+        self.remedy = remedy
+
 
 def of_status(
     status: int,
@@ -91,9 +100,11 @@ def of_status(
         now: seconds since the epoch, for a ``retry-after`` that is a date.
     """
     error = _error(body)
-    named = {str(error.get("code")), str(error.get("type"))}
+    named = {said for name in ("code", "type") if isinstance(said := error.get(name), str)}
     exhausted = bool(named & _QUOTA)
-    cause = _cause(status, redaction.of_value(error, redact), exhausted=exhausted)
+    cause = _cause(status, error, redact, exhausted=exhausted)
+    if status in _GIVEN_UP:
+        return UnknownOutcomeError(cause)
     if (status in _BUSY or status >= 500) and not exhausted:
         return TransientError(cause, retry_after(headers.get("retry-after", ""), now=now))
     return PermanentError(cause)
@@ -123,8 +134,11 @@ def _error(body: bytes) -> Mapping[str, Json]:
     return error if isinstance(error, dict) else {}
 
 
-def _cause(status: int, error: Mapping[str, Json], *, exhausted: bool) -> str:
+def _cause(
+    status: int, error: Mapping[str, Json], redact: Callable[[bytes], bytes], *, exhausted: bool
+) -> str:
     meaning = "the quota is exhausted" if exhausted else _MEANING.get(status, "")
     said = error.get("message")
-    words = " ".join(shown(said, _WORDS).split()) if isinstance(said, str) else ""
+    clean = redaction.of_text(said, redact) if isinstance(said, str) else ""
+    words = " ".join(shown(clean, _WORDS).split())
     return ": ".join(part for part in (f"HTTP {status}", meaning, words) if part)

@@ -11,7 +11,9 @@ from agent import dossier, redaction
 from runbook.artifacts import sha256_bytes, write_bytes
 from runbook.contract import ReviewRequest
 
-_CLEAR = "A sentinel is overridden by `runbook sentinel clear --reason TEXT`, same workspace."
+HOW_TO_ANSWER = "## How to answer"
+"""Heads the page's last part, which counts only while the review is open."""
+_CLEAR = "A sentinel is overridden by `runbook sentinel clear --reason REASON`, same workspace."
 
 
 def ask(request: ReviewRequest, redact: Callable[[bytes], bytes] = bytes) -> None:
@@ -30,9 +32,9 @@ def render(request: ReviewRequest) -> str:
     may_change = "retry" in request.allowed and request.adjustable
     lines = [
         dossier.render(request, fence=fence_of(request), person=True),
-        "## How to answer",
+        HOW_TO_ANSWER,
         "",
-        f"    runbook review decide {request.review_id} --action ACTION --reason TEXT \\",
+        f"    runbook review decide {request.review_id} --action ACTION --reason REASON \\",
         f"        --workspace {shlex.quote(str(request.workspace))}",
         "",
         *([change] if may_change else []),

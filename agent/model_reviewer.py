@@ -13,7 +13,6 @@ what the first one was; nor after an unknown outcome, since both might then be p
 """
 
 import os
-import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,16 +20,14 @@ from typing import NoReturn
 
 import tenacity
 
-from agent import anthropic_provider, dossier, human, openai_provider, redaction
+from agent import anthropic_provider, human, openai_provider, prompts, redaction
 from agent.answer import (
     Answer,
     UnusableError,
     answer_schema,
     check_bounds,
-    instruction,
     open_actions,
     read_answer,
-    shown,
 )
 from agent.exchange import fetch
 from agent.failures import (
@@ -41,8 +38,9 @@ from agent.failures import (
     TransientError,
     UnknownOutcomeError,
 )
-from agent.provider import Call, Message, Provider, Served, Tokens, load_body
-from agent.review_files import ANSWERED, FAILED, SENT, ReviewFiles
+from agent.provider import Call, Message, Provider, Served, Tokens, believed, load_body
+from agent.remedy import ASK, CHANGE, Remedy
+from agent.review_files import ANSWERED, FAILED, SENT, DamagedError, ReviewFiles
 from agent.review_files import Sent as SentRequest
 from runbook.artifacts import canonical_json, sha256_bytes
 from runbook.contract import Decision, Json, Reviewer, ReviewRequest
@@ -55,8 +53,6 @@ _LOCAL_KEY = "none-needed"
 """Sent to a server on this machine where no key is declared: the SDKs want one."""
 _SLICE_S = 0.2
 _FIRST_WAIT_S = 2.0
-_DRAFT_LIMIT = 8000
-"""Characters of a reply that is quoted back to the model that gave it."""
 
 
 def reviewer(
@@ -85,27 +81,28 @@ def reviewer(
         mine = replace(request, allowed=open_actions(request))
         files = ReviewFiles(request.workspace / request.path, redact)
         try:
-            limit = _prompt_tokens(models)
-            prompt = files.prompt(mine, limit, lambda: render(mine, limit))
-        except ValueError as error:
-            files.fail([f"the dossier: {error}; raise context_tokens, or decide yourself"], "")
+            prompt = _prompt(mine, models, files)
+            asked = [_Asked(mine, files, each, prompt, tries, environ, sleep) for each in models]
+            return _known(asked, files) or _ask_in_turn(asked, files)
+        except (_NoPromptError, DamagedError) as error:
+            is_damaged = isinstance(error, DamagedError)
+            files.fail([str(error)], "", Remedy() if is_damaged else Remedy(CHANGE))
             return None
-        asked = [_Asked(mine, files, served, prompt, tries, environ, sleep) for served in models]
-        return _known(asked, files) or _ask_in_turn(asked, files)
 
     return ask
 
 
-def _prompt_tokens(models: Sequence[Served]) -> int:
-    """What a question may take: it must fit the smallest context that is declared."""
-    return min(served.context_tokens - served.max_output_tokens for served in models)
+class _NoPromptError(Exception):
+    """There is no question that a model could be sent."""
 
 
-def render(request: ReviewRequest, max_tokens: int) -> str:
-    """What a model is sent."""
-    form = instruction(request, complete=True)
-    left = max_tokens - len(form) // 2
-    return f"{dossier.render(request, fence=secrets.token_hex(8), max_tokens=left)}\n{form}"
+def _prompt(request: ReviewRequest, models: Sequence[Served], files: ReviewFiles) -> str:
+    limit = prompts.most_tokens(models)
+    try:
+        return files.prompt(request, limit, lambda: prompts.question(request, limit))
+    except ValueError as error:
+        fix = "raise context_tokens, or decide yourself"
+        raise _NoPromptError(f"the dossier: {error}; {fix}") from error
 
 
 def _known(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:
@@ -125,6 +122,8 @@ def _known(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:
 def _ask_in_turn(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | None:
     causes: list[str] = []
     draft = ""
+    remedy = Remedy()
+    _settle_failed(asked[0].request, files)
     # Where a fallback was asked before a crash, the first model is not asked again: it may be paid.
     begun = [i for i, each in enumerate(asked) if each.is_open]
     for each in asked[begun[-1] if begun else 0 :]:
@@ -132,17 +131,47 @@ def _ask_in_turn(asked: Sequence["_Asked"], files: ReviewFiles) -> Decision | No
             return each.decide()
         except (PermanentError, TransientError) as error:
             causes.append(f"{each.served.name}: {error}")
+            remedy = _remedy_of(error)
             if each.is_open:
                 break
         except (ProviderError, RefusedError, StoppedError) as error:
             causes.append(f"{each.served.name}: {error}")
+            remedy = _remedy_of(error)
             break
         except NoAnswerError as error:
             causes.append(f"{each.served.name}: {error}")
-            draft = error.draft
+            draft, remedy = error.draft, _remedy_of(error)
             break
-    files.fail(causes, draft)
+    if len(causes) > 1 and not any(each.is_open for each in asked):
+        # The first model is asked again, whatever kept the fallback from it.
+        remedy = Remedy(ASK)
+    files.fail(causes, draft, remedy)
     return None
+
+
+def _remedy_of(error: BaseException | None) -> Remedy:
+    """A reply that is stored is not asked for again; one that could not be mended for now is."""
+    match error:
+        case RefusedError():
+            return error.remedy
+        case ProviderError() | StoppedError():
+            return Remedy(ASK)
+        case NoAnswerError():
+            return _remedy_of(error.__cause__)
+        case _:
+            return Remedy()
+
+
+def _settle_failed(request: ReviewRequest, files: ReviewFiles) -> None:
+    """Tell the account what failed and cost nothing, once that is on disk.
+
+    The other way round, a kill in between would leave a request that seems to be out, and the
+    fallback would never be asked.
+    """
+    for sent in files.requests():
+        if sent.outcome == FAILED and sent.usd is None:
+            request.account.settle(sent.key, 0.0)
+            files.end(sent, FAILED, sent.cause, usd=0.0)
 
 
 class NoAnswerError(Exception):
@@ -188,11 +217,10 @@ class _Asked:
 
     def decide(self) -> Decision:
         """The model's decision, on disk before it is returned. Raises as the module says."""
-        first = (("user", self.prompt),)
         try:
-            answer, sent = self._answer(self.key, first)
+            answer, sent = self._answer(self.key, (("user", self.prompt),))
         except _RepairableError as wrong:
-            answer, sent = self._repaired(first, wrong)
+            answer, sent = self._repaired(wrong)
         document = {
             "key": self.key,
             "author": self.served.name,
@@ -202,15 +230,12 @@ class _Asked:
         self.files.decide(document)
         return answer.decision(self.served.name)
 
-    def _repaired(
-        self, first: tuple[Message, ...], wrong: _RepairableError
-    ) -> tuple[Answer, SentRequest]:
+    def _repaired(self, wrong: _RepairableError) -> tuple[Answer, SentRequest]:
         """The answer to the one request that quotes what was wrong. Raises NoAnswerError."""
-        draft = shown(wrong.draft, _DRAFT_LIMIT)
-        quoted = (("assistant", draft),) if draft.strip() else ()
-        asked = (*first, *quoted, ("user", _repair(str(wrong))))
+        asked = prompts.repair(self.request, self.served, self.prompt, wrong.draft, str(wrong))
         try:
-            return self._answer(_sha256([self.key, *asked[1:]]), asked)
+            # One key whatever is quoted: how much of it fits changes with context_tokens.
+            return self._answer(_sha256([self.key, "repair"]), asked)
         except (_RepairableError, NoAnswerError) as again:
             draft = again.draft or wrong.draft
             raise NoAnswerError(f"{wrong}; asked to mend it: {again}", draft) from again
@@ -272,7 +297,7 @@ class _Asked:
         if reason := self.request.stop():
             raise StoppedError(reason)
         if refusal := self.request.account.reserve(key, usd):
-            self._refuse(key, refusal)
+            self._refuse(key, refusal, usd)
         served = self.served
         sent = self.files.begin(key, self.key, served.provider, served.model, usd)
         try:
@@ -284,8 +309,8 @@ class _Asked:
                 redact=self.files.redact,
             )
         except (TransientError, PermanentError) as error:
-            self.request.account.settle(key, 0.0)
-            self.files.end(sent, FAILED, str(error), usd=0.0)
+            self.files.end(sent, FAILED, str(error))
+            _settle_failed(self.request, self.files)
             raise
         except (UnknownOutcomeError, StoppedError) as error:
             self.files.end(sent, SENT, str(error))
@@ -294,20 +319,22 @@ class _Asked:
         self._settle(sent, body)
         return sent, body
 
-    def _refuse(self, key: str, refusal: str) -> NoReturn:
-        causes = [sent.cause for sent in self.files.requests(key) if sent.cause]
-        raise RefusedError(f"{refusal} (the last try: {causes[-1]})" if causes else refusal)
+    def _refuse(self, key: str, refusal: str, usd: float | None) -> NoReturn:
+        before = self.files.requests(key)
+        causes = [sent.cause for sent in before if sent.cause]
+        # Where the end of one is not known, money may not be all that is missing.
+        is_sure = usd is not None and not any(sent.outcome == SENT for sent in before)
+        is_poor = is_sure and not self.request.account.affords(1, usd)
+        told = f"{refusal} (the last try: {causes[-1]})" if causes else refusal
+        raise RefusedError(told, Remedy(usd=usd if is_poor else None))
 
     def _settle(self, sent: SentRequest, body: bytes) -> None:
         """By what the provider counted; all that was reserved, where that cannot be right."""
-        try:
-            counted = self._provider.tokens(load_body(body))
-        except UnusableError:
-            counted = None
+        counted = self._counted(body)
         usd = self.served.cost(counted) if counted else None
         if usd is not None and sent.reserved_usd is not None and usd > sent.reserved_usd:
             # More than was sent and may have been written: a count that is not to be believed.
-            usd = None
+            usd = counted = None
         tokens = counted or Tokens(0, 0)
         self.request.account.settle(
             sent.key, usd, input_tokens=tokens.input, output_tokens=tokens.output
@@ -315,6 +342,18 @@ class _Asked:
         self.files.end(
             sent, ANSWERED, usd=usd, input_tokens=tokens.input, output_tokens=tokens.output
         )
+
+    def _counted(self, body: bytes) -> Tokens | None:
+        """What the provider counted; None where it says nothing that can be believed."""
+        try:
+            document = load_body(body)
+        except UnusableError:
+            return None
+        try:
+            text = self._provider.read(document).text
+        except UnusableError:
+            text = ""
+        return believed(self._provider.tokens(document), text)
 
     def _worst(self, call: Call) -> float | None:
         """What a request costs at most; None: what the runbook declares of a request.
@@ -329,7 +368,8 @@ class _Asked:
             return served.max_usd
         if served.max_usd is not None and usd > served.max_usd:
             what = f"one request may cost {usd:.4f} USD, more than max_usd: {served.max_usd:g}"
-            raise RefusedError(f"{what}; lower context_tokens or max_output_tokens, or raise it")
+            fix = "lower context_tokens or max_output_tokens, or raise it"
+            raise RefusedError(f"{what}; {fix}", Remedy(CHANGE))
         return usd
 
     def _api_key(self) -> str:
@@ -362,14 +402,6 @@ def _wait(state: tenacity.RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after_s if isinstance(error, TransientError) else None
     return _backoff(state) if asked is None else asked
-
-
-def _repair(cause: str) -> str:
-    return (
-        f"That is no answer: {shown(cause, 1000)}\n"
-        "Answer the question above again: one JSON object of the form described there, complete, "
-        "and nothing else."
-    )
 
 
 def _sha256(value: Json) -> str:

@@ -33,6 +33,8 @@ def send(call: Call, key: str, http: "httpx2.Client") -> bytes:
             }
         },
         "store": False,
+        # Left out, some servers stream.
+        "stream": False,
     }
     if call.effort is not None:
         body["reasoning"] = {"effort": call.effort}

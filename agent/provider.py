@@ -163,6 +163,13 @@ def tokens_of(usage: Json, inputs: tuple[str, ...], outputs: tuple[str, ...]) ->
     return None if used_in is None or used_out is None else Tokens(used_in, used_out)
 
 
+def believed(counted: Tokens | None, text: str) -> Tokens | None:
+    """The count, unless it says that nothing was read, or nothing written where a text came."""
+    if counted is None or not counted.input or (text and not counted.output):
+        return None
+    return counted
+
+
 def only_text(texts: list[str]) -> Reply:
     """The reply with exactly one text in it."""
     if len(texts) > 1:

@@ -355,6 +355,8 @@ class ReviewRequest:
     """The end of the step's log."""
     budget: Mapping[str, Json] = field(default_factory=dict)
     """Limit, as in ``budget:`` -> ``{"limit": x, "spent": y, "left": z}``."""
+    whole: tuple[str, ...] = ()
+    """Those of ``adjustable`` that take whole numbers alone."""
     costs: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
     """Action -> what it would cost: ``{"what": text, "seconds": s, "usd": x}``; null: not known."""
 

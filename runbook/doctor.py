@@ -36,6 +36,7 @@ from runbook.prerequisites import (
     wants_gpu,
 )
 from runbook.problems import listing
+from runbook.reviewer_check import check_reviewer
 from runbook.sandbox import check_sandbox
 from runbook.schema import load_plan
 from runbook.workspace import Workspace
@@ -88,6 +89,7 @@ def examine(
     if plan is not None and plan.notifications:
         yield check_notifications(plan, environ)
     if plan is not None:
+        yield check_reviewer(plan, workspace, environ)
         yield from check_files(plan, known.recorded)
     yield check_journal(known)
     yield check_lock(known, workspace)

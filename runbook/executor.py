@@ -258,8 +258,8 @@ class _Session:
                 artifacts.write_text(self.workspace.log("executor"), told)
             if isinstance(error, LockedError):
                 self.metering.let_go()
-            if self.state.done:
-                # The next run shows it; no stop follows on a session that is done.
+            if self.state.done or self.state.session is None:
+                # The next run shows it; no stop follows on a session that is done, or never began.
                 raise
             with suppress(OSError, RunbookError):
                 # A poisoned journal takes no more; the error itself then says why it ended.

@@ -17,7 +17,7 @@ from runbook.control import STOP_REQUESTED
 from runbook.errors import NeedsPersonError, PausedError, RunbookError, SentinelError
 from runbook.plan import Plan
 from runbook.process import GIVEN_UP
-from runbook.state import SMOKE, State, Status, StepState
+from runbook.state import NEEDS_HUMAN, SMOKE, State, Status, StepState
 
 THRESHOLDS = (100, 80, 50)
 """Percent of a limit, the highest first."""
@@ -57,6 +57,8 @@ class Incident:
     """Number of the fact that it is of; None where it is of the session as it stands."""
     review: str = ""
     """The review to be read next."""
+    along: str = ""
+    """Kind of another incident of the same fact: that one says what a person is to do."""
     is_news: bool = True
     """Otherwise it is passed over: one that says more is told in its place."""
 
@@ -119,7 +121,7 @@ def of_fact(
             cause = (fact.cause,)
             yield Incident("stalled", (fact.step, number), what, cause, "warning", number)
         case ev.SessionStopped() if fact.exit_code != PausedError.code:
-            yield from _of_stop(known, number, fact)
+            yield from _of_stop(plan, known, number, fact)
         case ev.SessionDone():
             what = f"ended: done (exit {fact.exit_code})"
             told = (f"gates overridden: {fact.overrides}",) if fact.overrides else ()
@@ -198,17 +200,57 @@ def _violated(criteria: Iterable[Mapping[str, Json]]) -> Iterator[str]:
         yield f"and {len(wrong) - _MOST_CRITERIA} more criteria"
 
 
-def _of_stop(known: Sequence[ev.Event], number: int, stop: ev.SessionStopped) -> Iterator[Incident]:
+def _of_stop(
+    plan: Plan, known: Sequence[ev.Event], number: int, stop: ev.SessionStopped
+) -> Iterator[Incident]:
     moved = (i for i in range(number, -1, -1) if not isinstance(known[i], _HOUSEKEEPING))
     key = (stop.reason, stop.exit_code, next(moved, 0))
     told = tuple(_cause(known, stop))
-    asked = [f for f in known if isinstance(f, ev.ReviewRequested)]
-    review = asked[-1].review_id if asked and stop.reason == "review" else ""
+    asked = _asked(known, stop)
+    review = asked.review_id if asked and stop.reason == "review" else ""
+    along = ""
     if stop.exit_code in _NEED_A_PERSON and stop.reason != STOP_REQUESTED:
-        what = f"human needed: {stop.reason}"
-        yield Incident("human_needed", key, what, told, "failure", number, review)
+        what, along = f"human needed: {stop.reason}", "human_needed"
+        evidence = tuple(_evidence(plan, known, asked)) if asked else ()
+        yield Incident(along, key, what, (*evidence, *told), "failure", number, review)
     what = f"ended: {stop.reason} (exit {stop.exit_code})"
-    yield Incident("ended", key, what, told, "failure", number, review)
+    yield Incident("ended", key, what, told, "failure", number, review, along)
+
+
+def _asked(known: Sequence[ev.Event], stop: ev.SessionStopped) -> ev.ReviewRequested | None:
+    """The review that a stop waits for, or was decided by."""
+    found = (fact for fact in reversed(known) if isinstance(fact, ev.ReviewRequested))
+    newest = next(found, None)
+    return newest if newest and stop.reason in ("review", newest.reason) else None
+
+
+def _evidence(plan: Plan, known: Sequence[ev.Event], asked: ev.ReviewRequested) -> Iterator[str]:
+    """The step, its verdict with numbers, and what the reviewer made of it, in our own words."""
+    verdicts = (f for f in reversed(known) if isinstance(f, ev.GateJudged) and f.step == asked.step)
+    judged = next(verdicts, None)
+    name = f"{asked.step}, attempt {asked.attempt}"
+    if judged and judged.attempt == asked.attempt:
+        yield f"{name}, verdict: {judged.verdict}"
+        yield from _violated(judged.criteria)
+    else:
+        yield f"{name}, no gate was judged"
+    yield f"review {asked.review_id}, reason: {asked.reason}, {_answered(plan, known, asked)}"
+
+
+def _answered(plan: Plan, known: Sequence[ev.Event], asked: ev.ReviewRequested) -> str:
+    """What stands on record of an answer; whatever the reviewer wrote stays out of it."""
+    decided = [
+        fact
+        for fact in known
+        if isinstance(fact, ev.ReviewDecided) and fact.review_id == asked.review_id
+    ]
+    who = str(plan.reviewer.get("provider", "human"))
+    if not decided:
+        return "not decided" if who == "human" else f"and its reviewer, {who}, gave no answer"
+    if decided[-1].action == NEEDS_HUMAN:
+        return f"and its reviewer, {who}, wants a person to decide"
+    by = "a person" if decided[-1].person else f"its reviewer, {who}"
+    return f"decided by {by}: {decided[-1].action}"
 
 
 def _cause(known: Sequence[ev.Event], stop: ev.SessionStopped) -> Iterator[str]:

@@ -90,14 +90,14 @@ def _refuse_again(review: Review, decided: ev.ReviewDecided) -> str:
         return ""
     if before == "stop" and decided.action == "override":
         return ""
-    return f"review {decided.review_id} is decided already: {before}"
+    return f"it is decided already: {before}"
 
 
 def apply(plan: Plan, state: State, event: ev.Event) -> State:  # noqa: C901, PLR0912 - one case per fact
     """The state after this fact. A decision that cannot stand changes nothing."""
     match event:
         case ev.SessionStarted():
-            return replace(state, session=event)
+            return replace(state, session=event, stop=None)
         case ev.SessionResumed():
             return _resume(state)
         case ev.SessionStopped():

@@ -35,7 +35,7 @@ WAIT_S = 5.0
 HURRIED_S = 0.5
 """So long after a signal."""
 _LOOK_S = 0.05
-_MOST_COMMANDS = 3
+_MOST_COMMANDS = 4
 _TITLE_CHARS = 150
 _LINE_CHARS = 400
 _STARTS = 3
@@ -344,9 +344,16 @@ def compose(
     commands = [s.command for s in outcome.next_steps(view, workspace.root, alive=True)]
     if incident.review:
         commands = [shlex.join(["runbook", "review", "show", incident.review, *place]), *commands]
-    commands = commands or [shlex.join(["runbook", "status", *place])]
-    shown = dict.fromkeys(one_line(c, 10_000) for c in commands)
-    return title, "\n".join([*lines, "Next:", *list(shown)[:_MOST_COMMANDS]])
+    if not commands or incident.along in plan.notifications.get("events", ()):
+        commands = [shlex.join(["runbook", "status", *place])]
+    commands = _few(list(dict.fromkeys(commands)), view.command(workspace.root))
+    return title, "\n".join([*lines, "Next:", *(one_line(c, 10_000) for c in commands)])
+
+
+def _few(commands: list[str], goes_on: str) -> list[str]:
+    """The first ones; the command that goes on with the session is never cut off."""
+    first, rest = commands[:_MOST_COMMANDS], commands[_MOST_COMMANDS:]
+    return [*first[:-1], goes_on] if goes_on in rest else first
 
 
 def _pod(plan: Plan) -> str:

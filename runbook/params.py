@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from copy import deepcopy
 
 from runbook.contract import Json, Range
@@ -79,13 +80,24 @@ def find(params: Mapping[str, Json], name: str) -> Json:
 
 
 def overlay(params: Mapping[str, Json], changes: Mapping[str, Json]) -> dict[str, Json]:
-    """A copy with values replaced under dotted names; an unknown name is added at the top."""
+    """A copy with values replaced under dotted names; an unknown name is added at the top.
+
+    A number that is not whole by its kind stays so where it is set to 1, as JSON may write 1.0.
+    """
     result = deepcopy(dict(params))
     for name, value in changes.items():
-        *outer, last = name.split(".") if find(result, name) is not None else [name]
+        known = find(result, name)
+        *outer, last = name.split(".") if known is not None else [name]
         holder: Json = find_param(result, ".".join(outer)) if outer else result
-        holder[int(last) if isinstance(holder, list) else last] = deepcopy(value)
+        holder[int(last) if isinstance(holder, list) else last] = _like(known, deepcopy(value))
     return result
+
+
+def _like(known: Json, value: Json) -> Json:
+    if isinstance(known, float) and isinstance(value, int) and not isinstance(value, bool):
+        with suppress(OverflowError):
+            return float(value)
+    return value
 
 
 def adjusted(current: Json, operation: Mapping[str, Json], bounds: Range | None) -> Json:
@@ -124,9 +136,20 @@ def refuse_changes(
         low, high = adjustable[name].min, adjustable[name].max
         if not low <= value <= high:
             return f"{name!r} must lie between {low} and {high}, found {value}"
-        current = [found for owner in owners if (found := find(owner, name)) is not None]
-        if not current:
+        if _current(name, owners) is None:
             return f"no step that would run again has a parameter {name!r}"
-        if isinstance(current[0], int) and not float(value).is_integer():
+        if name in whole_numbers([name], owners) and not float(value).is_integer():
             return f"{name!r} is a whole number, found {value}"
     return ""
+
+
+def whole_numbers(names: Iterable[str], params: Iterable[Mapping[str, Json]]) -> tuple[str, ...]:
+    """Those of the names whose parameter is a whole number, which a change must not break."""
+    owners = tuple(params)
+    return tuple(name for name in names if isinstance(_current(name, owners), int))
+
+
+def _current(name: str, owners: Iterable[Mapping[str, Json]]) -> Json:
+    """The parameter in the first of these that has it; None where none does."""
+    found = (find(owner, name) for owner in owners)
+    return next((value for value in found if value is not None), None)

@@ -4,7 +4,7 @@ All of it follows from the journal, and is written again by the next run where a
 from being written.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,13 +12,14 @@ from runbook import artifacts, manifest, regular_files
 from runbook import events as ev
 from runbook import state as st
 from runbook.clock import Clock
-from runbook.journal import Journal
+from runbook.journal import Journal, read_journal
 from runbook.plan import Plan, PlannedStep
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
 from runbook.report.review_folder import read_folder
 from runbook.report.review_report import PLOT, REPORT, render_plot, render_review
 from runbook.report.trust import trust_section
+from runbook.report.unanswered import with_unanswered
 from runbook.report.view import build_stories, build_view
 from runbook.workspace import Workspace
 
@@ -85,16 +86,45 @@ class Projector:
         if state.session is None:
             return
         self._shown = self._clock.monotonic()
-        shown = self.reviews()
-        view, trust = build_view(self._journal.entries), trust_section(self._workspace)
-        report = render_report(view, self._workspace.root, trust)
-        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
+        shown = self._pages()
         written = [fact for fact in self._known if isinstance(fact, ev.ManifestWritten)]
         path = self._workspace.session_manifest(state.session.run_id)
         shown[path] = artifacts.write_json(
             path, manifest.session_manifest(self._plan, state, written)
         )
-        self._journal.projections = {self._workspace.relative(p): sha for p, sha in shown.items()}
+        self._journal.projections = self._named(shown)
+
+    def decision(self) -> None:
+        """The pages alone, once a person has decided and while no executor is at work.
+
+        The session's manifest tells of the machine that the work was done on, which need not be
+        this one, so it stays as it was shown.
+        """
+        pages = self._named(self._pages())
+        if before := self._shown_before():
+            self._journal.projections = {**before, **pages}
+
+    def _shown_before(self) -> Mapping[str, str]:
+        """What earlier epochs say of the files; nothing where a writer did not end its own."""
+        for epoch in reversed(read_journal(self._workspace).epochs):
+            if epoch.number == self._journal.epoch:
+                continue
+            if epoch.projections or not epoch.closed:
+                return epoch.projections
+        return {}
+
+    def _named(self, shown: Mapping[Path, str]) -> dict[str, str]:
+        """As the journal names files: by their paths in the workspace."""
+        return {self._workspace.relative(path): sha256 for path, sha256 in shown.items()}
+
+    def _pages(self) -> dict[Path, str]:
+        """Each review's page and the session's report; path and SHA-256."""
+        shown = self.reviews()
+        view = with_unanswered(build_view(self._journal.entries), self._workspace)
+        trust = trust_section(self._workspace)
+        report = render_report(view, self._workspace.root, trust)
+        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
+        return shown
 
     def reviews(self) -> dict[Path, str]:
         """Each review's report and its plot, where they tell anything new; path and SHA-256."""

@@ -1,9 +1,9 @@
 """Secret values, taken out of what is about to be written.
 
 Rule: a secret is the value of a variable whose name says so (``HF_TOKEN``, ``API_KEY``), and the
-credentials within a URL. It is found as it stands, and as JSON, a URL, hex or base64 would spell
-it. Values shorter than eight characters are left alone: taking them out would garble what has
-nothing to do with them.
+credentials within a URL. It is found as it stands, without the white space around it, and as JSON,
+a URL, hex or base64 would spell it. Values shorter than eight characters are left alone: taking
+them out would garble what has nothing to do with them.
 """
 
 import base64
@@ -25,7 +25,8 @@ _NAME = re.compile(
     re.IGNORECASE,
 )
 _URL = re.compile(
-    r"(?P<scheme>https?://|[a-z][a-z0-9+.-]{0,31}://(?=[^\s/@]*:))[^\s/@]+@", re.IGNORECASE
+    r"(?P<scheme>https?://|[a-z][a-z0-9+.-]{0,31}://(?=[^\s/@]*:))[^\s/@\"<>\\]+@",
+    re.IGNORECASE,
 )
 _URL_BYTES = re.compile(_URL.pattern.encode(), re.IGNORECASE)
 _MARK = "[secret]"
@@ -37,9 +38,9 @@ def is_secret_name(name: str) -> bool:
 
 
 def secrets_in(environ: Mapping[str, str]) -> dict[str, str]:
-    """Name and value of each variable that holds a secret worth taking out."""
+    """Name of each variable that holds a secret worth taking out, and what to look for."""
     return {
-        name: value
+        name: _core(value)
         for name, value in environ.items()
         if is_secret_name(name) and len(value) >= MIN_LENGTH
     }
@@ -136,8 +137,18 @@ class LineFilter:
         return self._redactor.data(ready)
 
 
+def _core(value: str) -> str:
+    """The value without white space around it, which is taken off before a key is sent.
+
+    Each spelling of the whole holds the same spelling of this.
+    """
+    core = value.strip()
+    return core if len(core) >= MIN_LENGTH else value
+
+
 def _forms(value: str) -> Iterator[str]:
     """Every spelling under which the value is looked for, once each."""
+    value = _core(value)
     raw = value.encode("utf-8", "surrogateescape")
     spelled = [
         value,

@@ -4,15 +4,18 @@ Both are types of ``runbook.contract``; providers live in ``agent/``.
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from runbook import events as ev
 from runbook import review_facts
 from runbook.changes import check_same_plan
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Account, ReviewRequest
-from runbook.errors import ConfigError
-from runbook.journal import facts
+from runbook.errors import ConfigError, RunbookError
+from runbook.journal import facts, read_entries
 from runbook.machine import refuse_decision, replay
+from runbook.next_act import params_of, rerun_range
+from runbook.params import whole_numbers
 from runbook.plan import Plan
 from runbook.state import State
 from runbook.takeover import open_journal
@@ -55,6 +58,9 @@ def make_request(
         metrics=finished.metrics,
         attempts=review_facts.attempts_of(plan, before, name),
         adjustable=step.adjustable,
+        whole=whole_numbers(
+            step.adjustable, [params_of(plan, state, s.name) for s in rerun_range(plan, step)]
+        ),
         failures=mine.failures,
         retries=step.retries,
         summary=finished.summary,
@@ -75,18 +81,34 @@ def record_decision(
 ) -> None:
     """Append a person's decision while no executor runs; the next run acts on it.
 
+    Nothing is written for one that cannot stand. After one that can, report and reviews' pages
+    tell of it; a disk too full for them takes nothing from the decision.
+
     Raises:
         ConfigError: the decision cannot stand, or the plan is another one.
         LockedError: an executor is at work.
     """
+    from runbook.projection import Projector  # noqa: PLC0415 - the executor imports it later
+
+    _check_decision(plan, workspace, facts(read_entries(workspace)), decided)
     with open_journal(workspace, clock) as journal:
+        # Another decision may have been recorded since.
         known = facts(journal.entries)
-        check_same_plan(plan, known, workspace.root)
-        refusal = refuse_decision(plan, replay(plan, known), decided)
-        if refusal:
-            raise ConfigError(
-                refusal,
-                where=f"review {decided.review_id}",
-                fix="'runbook review show' says what may be answered",
-            )
+        _check_decision(plan, workspace, known, decided)
         journal.append(decided.to_body(), pin=True)
+        with suppress(OSError, RunbookError):
+            Projector(plan, workspace, journal, (*known, decided), clock).decision()
+
+
+def _check_decision(
+    plan: Plan, workspace: Workspace, known: Sequence[ev.Event], decided: ev.ReviewDecided
+) -> None:
+    """Raises ConfigError: the decision cannot stand, or the plan is another one."""
+    check_same_plan(plan, known, workspace.root)
+    refusal = refuse_decision(plan, replay(plan, known), decided)
+    if refusal:
+        raise ConfigError(
+            refusal,
+            where=f"review {decided.review_id}",
+            fix="'runbook review show' says what may be answered",
+        )

@@ -20,7 +20,15 @@ BASE_URLS = {"openai": "https://api.openai.com/v1", "anthropic": "https://api.an
 API_KEY_ENVS = {"openai": "OPENAI_API_KEY", "anthropic": "ANTHROPIC_API_KEY"}
 MAX_OUTPUT_TOKENS = 16_000
 CONTEXT_TOKENS = 64_000
-LEAST_PROMPT_TOKENS = 1000
+LEAST_PROMPT_TOKENS = 2000
+_OWN = tuple(
+    ipaddress.ip_network(network)
+    for network in (
+        *("127.0.0.0/8", "10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16"),
+        *("::1/128", "fc00::/7"),
+    )
+)
+"""Networks that no public server is in; not link-local, where clouds serve a pod's credentials."""
 
 
 class EffortModel(Strict):
@@ -87,11 +95,12 @@ def _base_url(value: str) -> str:
 def _is_private(host: str) -> bool:
     """Whether a host is this machine or of its own network: by number, or by a name for such."""
     try:
-        return ipaddress.ip_address(host).is_private
+        address = ipaddress.ip_address(host)
     except ValueError:
-        # A name, since a number without dots is an address too.
-        is_name = host[:1].isalpha()
+        # A number without dots is an address too; other alphabets have dots of their own.
+        is_name = host.isascii() and host[:1].isalpha()
         return is_name and ("." not in host or host.endswith((".local", ".internal")))
+    return any(address in network for network in _OWN)
 
 
 def _key_variable(value: object) -> object:

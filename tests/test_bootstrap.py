@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from typing import Any
 import pytest
 from cli_session import Called, call, write_runbook
 
+from agent.provider import Served
 from runbook import prerequisites, sandbox
 from runbook.artifacts import complete_directory
 from runbook.bootstrap import (
@@ -49,6 +51,13 @@ Capture = pytest.CaptureFixture[str]
 Patch = pytest.MonkeyPatch
 MIB = 1 << 20
 PASSES = {"metrics": {"score": 0.9}}
+MODEL = {
+    "provider": "openai",
+    "model": "tiny",
+    "usd_per_mtok": {"input": 1.25, "output": 10},
+    "max_output_tokens": 16_000,
+    "context_tokens": 64_000,
+}
 CARDS = Inventory(("H100, 80 GiB",) * 2)
 
 
@@ -591,6 +600,119 @@ class TestDoctor:
         monkeypatch.setenv("UNSET_FOLDER", str(tmp_path))
         code, rows = diagnosed(capfd, spec, "--workspace", tmp_path / "ws")
         assert (code, rows["keys"]["state"]) == (0, "warn")
+
+    def test_a_missing_key_of_the_reviewer_warns(
+        self, tmp_path: Path, capfd: Capture, monkeypatch: Patch
+    ) -> None:
+        """A session can start, since it waits for a person then; no key is shown."""
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        monkeypatch.delenv("SECOND_API_KEY", raising=False)
+        second = {**MODEL, "api_key_env": "SECOND_API_KEY"}
+        spec = edited(write_runbook(tmp_path, PASSES), reviewer={**MODEL, "fallback": second})
+        place = ("--workspace", tmp_path / "ws")
+
+        def told() -> tuple[str, str, list[str]]:
+            code, rows = diagnosed(capfd, spec, *place)
+            assert code == 0
+            assert "sk-canary" not in json.dumps(rows)
+            row = rows["reviewer"]
+            names = [line.split("=")[0] for line in row["fix"].splitlines()]
+            return row["state"], row["found"].partition(": ")[0], names
+
+        both = ["export OPENAI_API_KEY", "export SECOND_API_KEY"]
+        assert told() == ("warn", "each review would wait for a person", both)
+        assert call(capfd, "doctor", spec, *place).err.endswith("A session can start.\n")
+        monkeypatch.setenv("SECOND_API_KEY", "sk-canary-2")
+        assert told() == ("warn", "only the fallback could be asked", both[:1])
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-canary-1")
+        assert told() == ("ok", "openai tiny", [])
+        monkeypatch.setenv("SECOND_API_KEY", "sk-canary 2")
+        assert told() == ("warn", "the fallback could not be asked", both[1:])
+
+    def test_a_reviewer_that_needs_no_key_is_ready(
+        self, tmp_path: Path, capfd: Capture, monkeypatch: Patch
+    ) -> None:
+        """A person, and a server on this machine; one elsewhere in the network is asked for one."""
+        monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+        spec = write_runbook(tmp_path, PASSES)
+        assert diagnosed(capfd, spec)[1]["reviewer"]["found"].startswith("human: ")
+        for url, state in {
+            "http://localhost:8000/v1": "ok",
+            "http://127.0.0.1:8000/v1": "ok",
+            "http://[::1]:8000/v1": "ok",
+            "http://10.0.0.7:8000/v1": "warn",
+            "https://localhost.example/v1": "warn",
+        }.items():
+            edited(spec, reviewer={**MODEL, "base_url": url})
+            assert diagnosed(capfd, spec)[1]["reviewer"]["state"] == state, url
+            assert Served.of(load_plan(spec).reviewer).is_local == (state == "ok")
+
+    @pytest.mark.parametrize(
+        ("program", "found", "fix"),
+        [
+            ("./review.sh", "the program is there", ""),
+            ("sh", "the program is there", ""),
+            ("./none.sh", "there is no program ./none.sh", "ls -l "),
+            ("./notes.txt", "the program ./notes.txt may not be executed", "chmod +x "),
+            ("no-such-program", "there is no program no-such-program on PATH", "command -v "),
+        ],
+    )
+    def test_a_reviewer_that_is_a_program_must_be_there(
+        self, tmp_path: Path, capfd: Capture, program: str, found: str, fix: str
+    ) -> None:
+        """By a path it starts from the runbook's folder, otherwise it is looked up on PATH."""
+        (tmp_path / "review.sh").touch(0o755)
+        (tmp_path / "notes.txt").touch(0o644)
+        declared = {"provider": "command", "command": [program]}
+        spec = edited(write_runbook(tmp_path, PASSES), reviewer=declared)
+        code, rows = diagnosed(capfd, spec)
+        row = rows["reviewer"]
+        assert (code, row["state"]) == (0, "warn" if fix else "ok")
+        assert row["found"].endswith(found)
+        assert row["fix"].startswith(fix)
+
+    @pytest.mark.parametrize(
+        ("reviewer", "budget", "found", "fix"),
+        [
+            ({}, {"review_usd": 0.5}, "", ""),
+            ({}, {}, "", ""),
+            ({}, {"review_usd": 0.2}, "it may cost up to $0.35, and budget.review_usd is", "0.35"),
+            ({}, {"review_usd": 0.1}, "one may cost $0.16 or more, and budget.review_usd", "0.35"),
+            ({}, {"usd": 0.1, "usd_per_hour": 1}, "$0.16 or more, and budget.usd is $0.10", "0.35"),
+            ({"max_usd": 0.1}, {"review_usd": 5}, "$0.16 or more, and max_usd is $0.10", "0.35"),
+            (
+                {"max_usd": 0.3, "usd_per_mtok": None},
+                {"review_usd": 0.25},
+                "one may cost $0.30, and budget.review_usd is $0.25",
+                "0.3",
+            ),
+        ],
+    )
+    def test_money_for_no_request_warns(
+        self,
+        tmp_path: Path,
+        capfd: Capture,
+        monkeypatch: Patch,
+        reviewer: dict[str, Any],
+        budget: dict[str, float],
+        found: str,
+        fix: str,
+    ) -> None:
+        """A limit below what one request is reserved at, and the limit under which it is sent."""
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-1")
+        declared = {k: v for k, v in {**MODEL, **reviewer}.items() if v is not None}
+        limits = {"wall_clock": "90m", **budget}
+        spec = edited(write_runbook(tmp_path, PASSES), reviewer=declared, budget=limits)
+        code, rows = diagnosed(capfd, spec)
+        row = rows["reviewer"]
+        assert (code, row["state"]) == (0, "warn" if found else "ok")
+        assert found in row["found"]
+        if row["fix"].startswith("runbook run "):
+            override = shlex.split(row["fix"], comments=True)[-2:]
+            assert override[1].partition("=")[2] == fix
+            assert diagnosed(capfd, spec, *override)[1]["reviewer"]["state"] == "ok"
+        else:
+            assert (fix or "\n") in f"{row['fix']}\n"
 
     def test_a_changed_file_is_found_by_its_hash(self, tmp_path: Path, capfd: Capture) -> None:
         """The file's row and the runbook's fail, with what the session began with."""

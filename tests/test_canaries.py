@@ -19,6 +19,7 @@ from agent.canaries import (
     REFUSED,
     RIGHT,
     Canaries,
+    dearest,
     is_drawn,
     score,
     with_canaries,
@@ -27,8 +28,10 @@ from agent.canary_dossiers import make_pair
 from agent.dossier import render
 from agent.model_reviewer import reviewer as model
 from agent.provider import Served
-from agent.scripted_server import Says, scripted_server
+from agent.scripted_server import Says, ScriptedServer, Sends, scripted_server
 from runbook import events as ev
+from runbook import review_facts
+from runbook.artifacts import canonical_json, describe, sha256_bytes, write_json
 from runbook.budget import Limits
 from runbook.cli.seams import reviewer_of
 from runbook.clock import Clock
@@ -37,12 +40,14 @@ from runbook.contract import (
     Attempt,
     Decision,
     EarlierReview,
+    Instrument,
     Metric,
     Range,
     ReviewRequest,
 )
 from runbook.ledger import Ledger
-from runbook.testing import LocalAccount, make_plan, make_review_request
+from runbook.testing import LocalAccount, make_plan, make_review_request, make_step
+from runbook.workspace import Workspace
 
 RATE = {
     "metric": "runaway_rate",
@@ -64,6 +69,26 @@ KEPT = {
     "value": 120.0,
     "n": None,
     "reason": "120 satisfies >= 100 and <= 200",
+}
+ROWS = tuple({"instruction": f"Name {n} rivers.", "response": f"Rivers of {n}."} for n in range(3))
+CERTIFIED = {
+    "state": "ok",
+    **{f"{side}{part}": 0.9 for side in ("sensitivity", "specificity") for part in ("", "_bound")},
+    **{f"{side}_n": 100 for side in ("sensitivity", "specificity")},
+}
+FULL: dict[str, Any] = {
+    "flagged": ROWS,
+    "samples": ROWS[::-1],
+    "certificates": (
+        {"name": "runaway", **CERTIFIED, "auc": None},
+        {"name": "pairs", **CERTIFIED, "auc": 0.93},
+    ),
+    "summary": {"qc": {"kept": 120, "shares": [0.4, 1], "model": "tiny"}, "rows": 240.0},
+    "log_tail": "pilot: began\npilot: 240 rows\npilot: ended",
+}
+BARE: dict[str, Any] = dict.fromkeys(("flagged", "samples", "certificates"), ()) | {
+    "summary": {},
+    "log_tail": "",
 }
 ALLOWED = {
     "gate failed": ("retry", "stop", "needs_human", "override"),
@@ -101,6 +126,7 @@ def ask_about(workspace: Path, reason: str = "question", **fields: Any) -> Revie
         "attempts": runs,
         "adjustable": {"temperature": Range(0.2, 0.8)},
         "question": "May it go on?" if reason == "question" else "",
+        **FULL,
         **fields,
     }
     return make_review_request(workspace, **given)
@@ -121,18 +147,27 @@ class Scripted:
 
     def kind(self, request: ReviewRequest) -> str:
         known = {"real": self.real} | {k.kind: k.request for k in make_pair(self.real)}
-        same = (n for n, r in known.items() if (r.samples, r.flagged) == facts(request))
-        return next(same)
+        return next(name for name, of in known.items() if facts(of) == facts(request))
 
     def __call__(self, request: ReviewRequest) -> Decision | None:
         self.requests.append(request)
         self.asked.append(self.kind(request))
         action = self.answers.get(self.asked[-1], "stop")
+        if not action and not request.stop():
+            # It was asked, and said nothing that counts.
+            request.account.reserve(request.path)
+            request.account.settle(request.path)
         return decide(action) if action else None
 
 
-def facts(request: ReviewRequest) -> tuple[Any, Any]:
-    return request.samples, request.flagged
+def facts(request: ReviewRequest) -> tuple[Any, ...]:
+    return (
+        request.samples,
+        request.flagged,
+        request.certificates,
+        request.question,
+        request.log_tail,
+    )
 
 
 def outcomes(request: ReviewRequest) -> dict[str, str]:
@@ -172,6 +207,202 @@ def test_the_prompt_does_not_tell_a_canary(tmp_path: Path, reason: str) -> None:
         assert request.review_id not in page
 
 
+SHAPES: dict[str, dict[str, Any]] = {
+    "full": {},
+    "bare": BARE,
+    "rows alone": {**BARE, "samples": ROWS},
+    "no log": {"log_tail": ""},
+    "no rows": {"flagged": (), "samples": ()},
+    "nothing may be changed": {"adjustable": {}},
+    "one attempt": {"attempt": 1, "attempts": ()},
+    "asked before": {
+        "earlier": (
+            EarlierReview(
+                "pilot-1",
+                "pilot",
+                1,
+                "gate failed",
+                "retry",
+                {"temperature": 0.4},
+                "r",
+                "x",
+                "worse",
+                ("runaway_rate 0.1 -> 0.2 (< 0.05)",),
+            ),
+        )
+    },
+}
+"""What of a dossier is there or is not."""
+
+
+def pages(real: ReviewRequest) -> list[str]:
+    """What a model is sent: the real one, the bad one and the good one."""
+    requests = [real, *(known.request for known in make_pair(real))]
+    return [render(r, fence="a1b2c3d4e5f6") for r in requests]
+
+
+def real_one(tmp_path: Path, reason: str, shape: str) -> ReviewRequest:
+    """A review as a session would ask it; an instrument's has readings in doubt."""
+    real = ask_about(tmp_path, reason, **SHAPES[shape])
+    real = (
+        real if real.attempts else replace(real, attempts=ask_about(tmp_path, reason).attempts[:1])
+    )
+    if reason != "instrument":
+        return real
+    why = "runaway: the certificate is stale: its code changed since"
+    told = f"read 0.2 from an instrument that is uncalibrated: {why}"
+    criteria = ({**RATE, "verdict": "invalid", "reason": told}, KEPT)
+    metrics = (
+        replace(real.metrics[0], instrument=Instrument.UNCALIBRATED, note=why),
+        *real.metrics[1:],
+    )
+    given = {"criteria": criteria, "metrics": metrics, "reasons": (f"runaway_rate: {told}",)}
+    runs = tuple(replace(run, verdict="invalid", **given) for run in real.attempts)  # type: ignore[arg-type]
+    return replace(real, verdict="invalid", attempts=runs, **given)  # type: ignore[arg-type]
+
+
+def own_words(page: str) -> list[str]:
+    """The page's headings and sentences, without data between fences, rows and figures."""
+    kept, is_data = [], False
+    for line in page.splitlines():
+        is_data = line.startswith("    <<DATA") or (is_data and not line.startswith("    <<END"))
+        if line and not is_data and line[0] not in "|- " and not line.startswith("# "):
+            kept.append(line)
+    return kept
+
+
+def states_and_figures(page: str) -> list[list[bool | str]]:
+    """Of each certificate its name, its state, and which figures it has."""
+    rows = page.partition("## What vouches")[2].partition("## Raw rows")[0].splitlines()
+    cells = [row.strip("| ").split(" | ") for row in rows if row.startswith("| ")][1:]
+    return [[*row[:2], *(cell != "-" for cell in row[2:])] for row in cells]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_the_three_pages_have_the_same_parts(tmp_path: Path, reason: str, shape: str) -> None:
+    """Headings and the page's own sentences are the same, whatever the real one has or lacks."""
+    real = real_one(tmp_path, reason, shape)
+    first, *made = pages(real)
+    assert len(made) == 2
+    # The bad one needs a line of log where it has neither flagged rows nor certificates.
+    is_bare = shape in ("bare", "rows alone") and reason in ("gate failed", "smoke")
+    may_have_a_log = {"It is empty."} if is_bare else set()
+    for page in made:
+        missing = [w for w in own_words(first) if w not in own_words(page)]
+        assert set(missing) <= may_have_a_log
+        assert own_words(page) == [w for w in own_words(first) if w not in missing]
+
+
+def test_a_log_is_made_where_a_retry_would_have_no_ground(tmp_path: Path) -> None:
+    """Where nothing may be changed, the good one says what was wrong and is so no more."""
+    for fields in ({}, BARE):
+        real = ask_about(tmp_path, "gate failed", **{**fields, "adjustable": {}})
+        _, good = make_pair(real)
+        lines = good.request.log_tail.splitlines()
+        assert len(lines) == (1 if fields else 3)
+        assert "batch 3 of 8 was lost" in lines[-1]
+
+
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_certificates_are_told_as_real_ones_are(tmp_path: Path, reason: str) -> None:
+    """State, keys and figures are those that a session's own certificates lead to."""
+    rate = {"successes": 40, "n": 50, "bound": 0.69}
+    rows = {
+        name: {"within_bounds": ok, "sensitivity": rate, "specificity": rate, **more}
+        for name, ok, more in (("pairs", False, {"auc": 0.4}), ("runaway", True, {}))
+    }
+    body = {"certificate": 1, "instruments": rows}
+    path = tmp_path / "certificate.json"
+    write_json(path, {**body, "sha256": sha256_bytes(canonical_json(body).encode())})
+    steps = make_step("calibration"), make_step("pilot", inputs=("calibration",))
+    made = describe("certificate", path, tmp_path)
+    known = [ev.StepFinished("calibration", 1, 1, (), (made,), 0, 1.0, {}, (), ())]
+    told = review_facts.certificates(make_plan(*steps), known, Workspace.at(tmp_path), "pilot")
+    real = replace(real_one(tmp_path, reason, "full"), certificates=told)
+    vocabulary = {str(of["state"]) for of in told}
+    assert vocabulary == {"ok", "below its bounds"}
+    first, *others = (states_and_figures(page) for page in pages(real))
+    for found, state in zip(others, ("below its bounds", "ok"), strict=True):
+        assert found == [[name, state, *figures] for name, _, *figures in first]
+    for known_one in make_pair(real):
+        keys = [of.keys() for of in known_one.request.certificates]
+        assert keys == [of.keys() for of in told]
+        assert {of["state"] for of in known_one.request.certificates} <= vocabulary
+
+
+@pytest.mark.parametrize("state", ["the certificate cannot be read", "the certificate was changed"])
+def test_a_certificate_without_figures_is_made_with_some(tmp_path: Path, state: str) -> None:
+    """It bears an instrument's name: a step's stands only where nothing can be read."""
+    real = ask_about(
+        tmp_path, "gate failed", certificates=({"name": "calibration", "state": state},)
+    )
+    found = [known.request.certificates[0] for known in make_pair(real)]
+    assert [of["name"] for of in found] == ["runaway"] * 2
+    assert [of["state"] for of in found] == ["below its bounds", "ok"]
+
+
+def shape_of(value: Any) -> Any:
+    """Keys, lengths and types."""
+    match value:
+        case dict():
+            return {name: shape_of(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [shape_of(inner) for inner in value]
+    return type(value)
+
+
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_counts_have_the_real_keys_and_other_values(tmp_path: Path, reason: str) -> None:
+    """No text of the real ones is taken over; a reading told twice is told alike."""
+    text = "the detector is known to be wrong"
+    counted = {
+        "kept": 3,
+        "by kind": {"lists": [12, 0.5, None, True], "note": text},
+        "steps": 240.0,
+        "empty": {},
+    }
+    for known in make_pair(ask_about(tmp_path, reason, summary=counted)):
+        made = known.request.summary
+        assert shape_of(made) == shape_of(counted)
+        assert text not in str(made)
+        assert made["kept"] == 120
+        assert 0.9 * 240 <= made["steps"] <= 1.1 * 240
+
+
+def test_counts_of_any_kind_can_be_made_anew(tmp_path: Path) -> None:
+    """Neither depth nor size of what a step counted keeps the canaries from being asked."""
+    deep: Any = 1
+    for _ in range(400):
+        deep = {"a": [deep]}
+    odd = {"deep": deep, "huge": 10**400, "far": -1e308, "none": float("nan"), "kept": None}
+    for known in make_pair(ask_about(tmp_path, summary=odd)):
+        assert list(known.request.summary) == list(odd)
+        assert known.request.summary["huge"] == 10**400
+        assert "nested too deeply" in render(known.request, fence="a1b2c3d4e5f6")
+
+
+def plainly(request: ReviewRequest) -> bool:
+    """What anyone would say who reads the page: whether to go on with it."""
+    first, last = (request.attempts[place].criteria[0] for place in (0, -1))
+    broken = any(of["state"] != "ok" for of in request.certificates)
+    drawn = request.samples or (request.flagged if request.reason == "question" else ())
+    spoilt = any(
+        len(set(row["response"].split())) * 3 < len(row["response"].split()) for row in drawn
+    )
+    doubts = any(m.instrument is Instrument.BROKEN for m in request.metrics)
+    told = any(w in request.log_tail + request.question for w in ("no difference", "not one can"))
+    return not (broken or spoilt or doubts or told or last["value"] > first["value"])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("reason", sorted(ALLOWED))
+def test_the_answer_follows_from_the_page(tmp_path: Path, reason: str, shape: str) -> None:
+    """Whatever the real one lacks, one who reads refuses the bad one and not the good one."""
+    bad, good = make_pair(real_one(tmp_path, reason, shape))
+    assert (plainly(bad.request), plainly(good.request)) == (False, True)
+
+
 @pytest.mark.parametrize("reason", ["gate failed", "smoke"])
 def test_the_readings_agree_with_their_verdicts(tmp_path: Path, reason: str) -> None:
     """The good one nears its threshold; in the bad one every change makes it worse."""
@@ -180,14 +411,16 @@ def test_the_readings_agree_with_their_verdicts(tmp_path: Path, reason: str) -> 
     worsening = [a.criteria[0]["value"] for a in bad.request.attempts]
     assert nearing[1] < nearing[0]
     assert worsening[1] > worsening[0]
+    verdicts = [k.request.attempts[-1].verdict for k in (bad, good)]
+    assert verdicts == ["fail", "underpowered" if reason == "smoke" else "fail"]
     for known in (bad, good):
         for run in known.request.attempts:
             for c in run.criteria:
                 holds = c["value"] < 0.05 if c["metric"] == "runaway_rate" else c["value"] == 120
-                assert holds == (c["verdict"] == "pass")
-            assert (run.verdict == "fail") == any(c["verdict"] == "fail" for c in run.criteria)
-    states = [k.request.certificates[0]["state"] for k in (bad, good)]
-    assert states == ["broken", "ok"]
+                assert holds == (c["verdict"] != "fail")
+            worst = {c["verdict"] for c in run.criteria} - {"pass"}
+            assert worst == {run.verdict}
+            assert [m.value for m in run.metrics] == [c["value"] for c in run.criteria]
 
 
 @pytest.mark.parametrize(
@@ -393,6 +626,186 @@ def pays(usd: float | None) -> Callable[[ReviewRequest], Decision | None]:
     return ask
 
 
+def record_of(request: ReviewRequest) -> list[tuple[str, str]]:
+    """Name and outcome of each canary that has one."""
+    path = request.workspace / request.path / RECORD
+    rows = json.loads(path.read_text())["canaries"] if path.exists() else []
+    return [(row["name"], row["outcome"]) for row in rows]
+
+
+def served_by(server: ScriptedServer, provider: str = "openai", **fields: Any) -> Served:
+    """A tiny model of this server, at 2 and 10 dollars per million tokens."""
+    given = {"timeout_s": 20.0, "max_output_tokens": 500, "context_tokens": 20_000}
+    prices = {"usd_per_mtok": {"input": 2.0, "output": 10.0}}
+    where = server.base_url(provider)
+    return Served(provider, "tiny", where, "THE_API_KEY", **{**given, **prices, **fields})
+
+
+def declared_of(*models: Served) -> dict[str, Any]:
+    """Those models as ``Plan.reviewer`` has them: the first, and its fallback."""
+    first, *rest = [{**vars(served)} for served in models]
+    return {**first, **({"fallback": rest[0]} if rest else {})}
+
+
+NO = {"action": "stop", "reason": "no", "changes": {}, "confidence": 0.5}
+STOP = Says(json.dumps({**NO, "concerns": [], "action_items": []}))
+
+
+def ask_models(
+    real: ReviewRequest, *models: Served, key: str = "k", canaries: bool = True
+) -> Decision | None:
+    """The real reviewer with what it keeps back, as the command line puts it together."""
+    ask = model(models, environ={"THE_API_KEY": key} if key else {}, sleep=lambda _: None)
+    if canaries:
+        ask = with_canaries(ask, Canaries(), dearest(declared_of(*models)))
+    return ask(real)
+
+
+@pytest.mark.parametrize("given", [{}, {"usd_per_mtok": None, "max_usd": 0.1}, {"max_usd": 0.03}])
+def test_what_is_kept_back_is_a_full_context_of_the_dearest_model(given: dict[str, Any]) -> None:
+    """Three bytes a token of the smallest context, all of an answer, and never above max_usd."""
+    cheap = Served("openai", "a", "https://x/v1", "K", 1.0, 500, 20_000, max_usd=0.01)
+    dear = {"usd_per_mtok": {"input": 2.0, "output": 10.0}, **given}
+    other = Served("anthropic", "b", "https://y", "K", 1.0, 500, 90_000, **dear)
+    full = (62_000 * 2.0 + 500 * 10.0) / 1e6
+    assert dearest(declared_of(cheap, other)) == pytest.approx(given.get("max_usd", full))
+    assert dearest(declared_of(other)) == pytest.approx(given.get("max_usd", full + 0.42))
+    assert dearest(declared_of(cheap)) == 0.01
+    assert dearest({"provider": "command", "command": ["x"]}) is None
+
+
+@pytest.mark.parametrize("cost", [0.2, None])
+def test_a_dear_real_question_is_kept_the_money_for(tmp_path: Path, cost: float | None) -> None:
+    """A cheap canary is not sent where the real question and its repair would lack the money."""
+    for left, expected in ((1.3, ["a", "b", "real"]), (0.99, ["real"])):
+        known: list[Any] = []
+        account = account_of(known, request_usd=0.2, review_usd=left)
+        real = ask_about(tmp_path / str(left), account=account, path="reviews/real")
+        with_canaries(pays(cost), Canaries(), 0.5)(real)
+        assert sent_in(known) == expected
+
+
+def test_a_long_real_dossier_is_not_starved_by_short_canaries(tmp_path: Path) -> None:
+    """Money for the real question alone goes to it, though each canary would be affordable."""
+    rows = tuple({"raw": f"{n} " + "some words of a row " * 150} for n in range(10))
+    long = {"flagged": rows, "samples": rows}
+
+    def go(folder: str, money: float, *, canaries: bool) -> tuple[Decision | None, list[float]]:
+        known: list[Any] = []
+        account = account_of(known, review_usd=money)
+        real = ask_about(tmp_path / folder, "gate failed", account=account, **long)
+        with scripted_server(*[STOP] * 3) as server:
+            found = ask_models(real, served_by(server), canaries=canaries)
+        return found, [f.usd for f in known if isinstance(f, ev.RequestSent)]
+
+    decision, (usd,) = go("alone", 9.0, canaries=False)
+    assert decision is not None
+    for share in (1.001, 1.999):
+        decision, sent = go(f"with {share}", usd * share, canaries=True)
+        assert decision is not None
+        assert sent == pytest.approx([usd], rel=0.01)
+    assert len(go("rich", 9.0, canaries=True)[1]) == 3
+
+
+def test_a_declared_model_is_kept_the_money_for(tmp_path: Path) -> None:
+    """The reviewer that the command line makes knows what a full context costs."""
+    account = account_of([], review_usd=0.25)
+    real = ask_about(tmp_path, "gate failed", account=account)
+    with scripted_server(STOP) as server:
+        canaries = {"share": 1.0, "max_false_rate": 0.5, "min_n": 1}
+        declared = {**declared_of(served_by(server)), "tries": 1, "canaries": canaries}
+        decision = reviewer_of(make_plan(reviewer=declared))(real)
+    assert decision is not None
+    assert record_of(real) == [("a", REFUSED), ("b", REFUSED)]
+
+
+def test_a_dear_fallback_is_kept_the_money_for(tmp_path: Path) -> None:
+    """Canaries that a cheap model would answer leave the fallback what the real question costs."""
+    for canaries in (False, True):
+        known: list[Any] = []
+        account = account_of(known, review_usd=1.0)
+        real = ask_about(tmp_path / str(canaries), "gate failed", account=account)
+        with scripted_server(Sends(b"", 401)) as first, scripted_server(STOP) as second:
+            dear = {"usd_per_mtok": {"input": 30.0, "output": 300.0}}
+            models = served_by(first), served_by(second, "anthropic", **dear)
+            decision = ask_models(real, *models, canaries=canaries)
+        assert decision is not None
+        assert decision.author == "anthropic tiny"
+    assert record_of(real) == [("a", REFUSED), ("b", REFUSED)]
+
+
+def test_without_a_key_no_canary_is_used_up(tmp_path: Path) -> None:
+    """Nothing was asked, so nothing is on record; once the key is there all three are asked."""
+    account = LocalAccount()
+    real = ask_about(tmp_path, "gate failed", account=account)
+    with scripted_server(*[STOP] * 3) as server:
+        far = replace(served_by(server), base_url="https://192.0.2.1/v1")
+        assert ask_models(real, far, key="") is None
+        assert (record_of(real), account.reserved) == ([], [])
+        assert ask_models(real, served_by(server)) is not None
+        assert len(server.received) == 3
+        again = ask_models(real, served_by(server))
+        assert len(server.received) == 3
+    assert again is not None
+    assert sorted(outcomes(real)) == ["bad", "good"]
+    assert [name for name, _ in record_of(real)] == ["a", "b"]
+
+
+@pytest.mark.parametrize("fault", [Sends(b"", 401), Sends(b"", 503), Sends(fault="close")])
+def test_an_outage_uses_up_no_canary(tmp_path: Path, fault: Sends) -> None:
+    """A server that is down answers none of them; afterwards each is asked, and recorded once."""
+    known: list[Any] = []
+    real = ask_about(tmp_path, "gate failed", account=account_of(known))
+    with scripted_server(*[fault] * 12) as server:
+        assert ask_models(real, served_by(server)) is None
+        assert record_of(real) == []
+    real = replace(real, account=account_of(known))
+    with scripted_server(*[STOP] * 3) as server:
+        other = replace(served_by(server), model="other")
+        decision = ask_models(real, other)
+        assert decision is not None
+        assert len(server.received) == 3
+    assert [name for name, _ in record_of(real)] == ["a", "b"]
+    assert outcomes(real) == {"bad": RIGHT, "good": FALSE_ALARM}
+
+
+def test_lost_connections_are_not_told_as_a_lack_of_money(tmp_path: Path) -> None:
+    """After them the account refuses for another reason, and the real question is asked."""
+    known: list[Any] = []
+    real = ask_about(tmp_path, "gate failed", account=account_of(known))
+    with scripted_server(*[Sends(fault="close")] * 4, *[STOP] * 3) as server:
+        decision = ask_models(real, served_by(server))
+    assert decision is not None
+    assert record_of(real) == []
+
+
+def test_what_was_asked_and_cannot_be_read_is_on_record(tmp_path: Path) -> None:
+    """Text that is no answer, twice, is the reviewer's own doing; it is not asked for again."""
+    real = ask_about(tmp_path, "gate failed")
+    with scripted_server(*[Says("yes")] * 4, STOP) as server:
+        decision = ask_models(real, served_by(server))
+        assert len(server.received) == 5
+    assert decision is not None
+    assert record_of(real) == [("a", NO_ANSWER), ("b", NO_ANSWER)]
+
+
+def test_one_canary_without_an_answer_leaves_the_others_record(tmp_path: Path) -> None:
+    """It alone is asked again at the review's next run."""
+    real = ask_about(tmp_path)
+
+    def is_down(request: ReviewRequest) -> Decision | None:
+        return decide("stop") if request.path.endswith("/a") else None
+
+    assert with_canaries(is_down, Canaries())(real) is None
+    ((name, _),) = before = record_of(real)
+    assert name == "a"
+    asker = Scripted(real)
+    assert with_canaries(asker, Canaries())(real) == decide("stop")
+    assert [r.path.rpartition("/")[2] for r in asker.requests[:-1]] == ["b"]
+    assert record_of(real)[0] == before[0]
+    assert [name for name, _ in record_of(real)] == ["a", "b"]
+
+
 def test_a_resumed_canary_looks_at_what_is_left_by_then(tmp_path: Path) -> None:
     """A kill in its midst leaves what it reserved spent, whatever the dossier says was left."""
     known: list[Any] = []
@@ -505,15 +918,27 @@ def test_scores_are_kept_by_author(tmp_path: Path) -> None:
     assert score(reviews, "anthropic large").answered == 0
 
 
-def test_history_of_the_same_step_is_left_out(tmp_path: Path) -> None:
-    """What was told of this step's readings would belie the made ones; other steps' stays."""
-    of = {"attempt": 1, "asked": "gate failed", "action": "retry", "changes": {}, "reason": "r"}
+def test_history_of_the_same_step_agrees_with_the_made_readings(tmp_path: Path) -> None:
+    """What came of this step's advice is told of the made series; other steps' stays as it is."""
+    of = {"attempt": 1, "asked": "gate failed", "action": "retry", "changes": {"temperature": 0.4}}
     earlier = tuple(
-        EarlierReview(f"{step}-1", step, author="x", outcome="worse", **of)  # type: ignore[arg-type]
-        for step in ("pilot", "contamination")
+        EarlierReview(f"{step}-1", step, reason="r", author="x", outcome=outcome, effect=told, **of)  # type: ignore[arg-type]
+        for step, outcome, told in (
+            ("pilot", "passed", ("runaway_rate 0.9 -> 0.2 (< 0.05)",)),
+            ("contamination", "worse", ()),
+        )
     )
-    for known in make_pair(ask_about(tmp_path, "gate failed", earlier=earlier)):
-        assert [e.step for e in known.request.earlier] == ["contamination"]
+    real = ask_about(tmp_path, "gate failed", earlier=earlier)
+    for known, outcome in zip(make_pair(real), ("worse", "better"), strict=True):
+        mine, other = known.request.earlier
+        assert other == earlier[1]
+        first, last = (a.criteria[0]["value"] for a in known.request.attempts)
+        assert (mine.outcome, mine.effect) == (
+            outcome,
+            (f"runaway_rate {first:.4g} -> {last:.4g} (< 0.05)",),
+        )
+        assert mine.changes == known.request.attempts[-1].changes
+        assert (mine.author, mine.action, mine.reason == "r") == ("x", "retry", False)
         assert set(open_actions(known.request)) == {"retry", "stop", "needs_human"}
 
 
@@ -522,15 +947,11 @@ def test_a_reading_that_was_never_made_is_made_for_both(tmp_path: Path) -> None:
     missing = {**RATE, "verdict": "invalid", "value": None, "reason": "was not measured"}
     runs = (Attempt(1, 1, "invalid", ("runaway_rate: was not measured",), {}, criteria=(missing,)),)
     real = ask_about(tmp_path, "instrument", criteria=(missing,), attempts=runs, attempt=1)
-    told = [
-        (known.request.reasons, known.request.metrics[0].instrument.value)
-        for known in make_pair(real)
-    ]
-    read = "runaway_rate: read 0.01 from an instrument that is"
-    assert told == [
-        ((f"{read} broken: it fails its labelled rows",), "broken"),
-        ((f"{read} uncalibrated: its code is not the certified one",), "uncalibrated"),
-    ]
+    for known, state in zip(make_pair(real), ("broken", "uncalibrated"), strict=True):
+        (metric,), (reason,) = known.request.metrics, known.request.reasons
+        assert (metric.value, metric.instrument.value) == (0.01, state)
+        told = f"runaway_rate: read 0.01 from an instrument that is {state}: {metric.note}"
+        assert reason == told
 
 
 def says_proceed(folder: Path) -> tuple[list[str], Path]:

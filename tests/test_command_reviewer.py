@@ -438,15 +438,13 @@ class TestSession:
         assert call(capfd, "review", "decide", "a-2", *person, *where).code == 0
         assert session.run().code == 0
 
-    def test_what_only_the_plan_can_refuse_is_told_too(
-        self, tmp_path: Path, capfd: Capture
-    ) -> None:
+    def test_half_of_what_is_whole_is_no_answer(self, tmp_path: Path, capfd: Capture) -> None:
         """Half a batch is within the range and still no answer; the cause stands on disk."""
         said = reply(changes={"batches": 2.5})
         session = Session(tmp_path, capfd, saying(tmp_path, said))
 
         assert session.run().code == 3
-        assert "is a whole number, found 2.5" in session.error()
+        assert "must be a whole number, found 2.5" in session.error()
 
     def test_a_program_beside_the_runbook(self, tmp_path: Path, capfd: Capture) -> None:
         """A path with a slash starts from the runbook's folder, wherever the command is typed."""

@@ -21,7 +21,7 @@ from runbook.errors import PhaseError
 from runbook.plan import PlannedStep
 from runbook.report.diagnosis import Diagnosis, Traces, diagnose, render
 from runbook.report.review_folder import Folder
-from runbook.report.session import SessionView
+from runbook.report.session import SessionView, Unanswered
 from runbook.report.status import Sight
 from runbook.report.view import build_view
 from runbook.state import ADVISORY, ALLOWED
@@ -113,9 +113,8 @@ def every_case() -> dict[str, Diagnosis]:
             stopped("review", 3, *failing(reason), unsure), folder=Folder("401: bad key")
         )
         cases[f"{reason}, stopped"] = found(reviewed(reason, word))
-        cases[f"{reason}, no answer"] = found(
-            stopped("review", 3, *failing(reason)), folder=Folder("401: bad key")
-        )
+        for remedy in ("ask", "change", "decide", ""):
+            cases[f"{reason}, no answer, {remedy}"] = found(unanswered(reason, remedy))
         cases[f"{reason}, decided"] = found(build_view(entries_of(*decided_since(reason))))
     cases["storage"] = found(stopped("error", 3, detail="/d: no space left while writing (0 free)"))
     cases["damage"] = found(stopped("error", 3, detail="/d: a line is damaged"))
@@ -128,6 +127,12 @@ def every_case() -> dict[str, Diagnosis]:
     }.items():
         cases[name] = found(running, sight=sight)
     return cases
+
+
+def unanswered(reason: str, remedy: str, usd: float | None = None) -> SessionView:
+    """Waiting for a person, since the reviewer gave no answer."""
+    why = Unanswered("the API key is not accepted (401)", remedy, usd)
+    return replace(stopped("review", 3, *failing(reason)), unanswered=why)
 
 
 def decided_since(reason: str) -> tuple[ev.Event, ...]:
@@ -212,14 +217,41 @@ def test_only_what_this_review_may_answer_is_offered() -> None:
 
 def test_a_reviewer_without_an_answer_is_part_of_the_cause() -> None:
     """Its error is told, and to have it asked again comes before deciding oneself."""
-    view = stopped("review", 3, *failing("gate failed"))
     folder = Folder("the API key is not accepted (401)", (("as it came", "response-1.json"),))
-    diagnosis = found(view, folder=folder)
+    diagnosis = found(unanswered("gate failed", "ask"), folder=folder)
 
     assert "gave no answer (the API key is not accepted (401))" in diagnosis.cause
     assert "asked again" in diagnosis.fixes[0].why
     assert diagnosis.fixes[0].command.startswith("runbook run ")
     assert "response-1.json" in render(diagnosis)
+
+
+@pytest.mark.parametrize("remedy", ["decide", ""])
+def test_a_reviewer_that_would_send_nothing_more_is_not_offered(remedy: str) -> None:
+    """What was answered and is stored is not asked for again, so a person's answer comes first."""
+    diagnosis = found(unanswered("gate failed", remedy))
+
+    assert "asked" not in " ".join(fix.why for fix in diagnosis.fixes)
+    assert commands(diagnosis)[0][:2] == ["runbook", "review"]
+
+
+def test_a_reviewer_that_its_runbook_keeps_from_asking_needs_a_change() -> None:
+    """The command accepts the change, since without that it is refused."""
+    fix = found(unanswered("gate failed", "change")).fixes[0]
+
+    assert "Mend the runbook as the error says" in fix.why
+    assert "--accept-changes REASON" in fix.command
+
+
+@pytest.mark.parametrize(("usd", "limit"), [(2.25, "4.5"), (0.9, "")])
+def test_what_the_refused_request_would_cost_says_which_limit_is_raised(
+    usd: float, limit: str
+) -> None:
+    """Of $1.00 for the reviews, for two requests; where one fits, money is not what is missing."""
+    diagnosis = found(unanswered("gate failed", "decide", usd))
+
+    assert ("Raise budget.review_usd" in diagnosis.fixes[0].why) is bool(limit)
+    assert (f"--set budget.review_usd={limit}" in diagnosis.fixes[0].command) is bool(limit)
 
 
 def test_money_that_does_not_last_for_a_request_is_asked_for_first() -> None:
@@ -253,6 +285,49 @@ def test_the_verdict_and_the_review_are_the_evidence() -> None:
 
     assert ">= 0.5" in told
     assert "stop by model-x (a model): no use" in told
+
+
+def test_a_reason_of_two_lines_is_told_on_one() -> None:
+    """No escape stands in for a line's end, in the reason as in the reviewer's error."""
+    word = ev.ReviewDecided("a-1", "stop", {}, "no use\n at all", "command x", person=False)
+    told = render(found(reviewed("gate failed", word)))
+    error = render(found(unanswered("gate failed", "ask"), folder=Folder("401\nand 402")))
+
+    assert "stop by command x (a program): no use at all" in told
+    assert "could be used: 401 and 402" in error
+    assert r"\n" not in told + error
+
+
+@pytest.mark.parametrize("action", ["retry", "override", "stop"])
+@pytest.mark.parametrize("first", ["", "stop"])
+def test_a_decision_since_the_stop_keeps_verdict_and_review(first: str, action: str) -> None:
+    """Cause and evidence are of what was decided, also where the session has moved on."""
+    stop = ev.ReviewDecided("a-1", "stop", {}, "no use", "model-x", person=False)
+    word = ev.ReviewDecided("a-1", action, {}, "I know", "Ann", person=True)
+    facts = (*failing("gate failed"), *([stop] if first else []))
+    end = ev.SessionStopped("gate failed" if first else "review", 3, "a: low (awaits a person)")
+    begun = started(make_gated(), make_step("b"))
+    diagnosis = found(build_view(entries_of(begun, *facts, end, word)))
+    told = render(diagnosis)
+
+    cause = "It had stopped for review a-1, asked because the gate failed; a person decided since."
+    assert diagnosis.cause == cause
+    assert ">= 0.5" in told
+    assert "a, attempt 1, was judged fail" in told
+    assert f"{action} by Ann (a person): I know" in told
+    assert "/my disk/it's && here/reviews/x/report.md" in told
+    assert "awaits" not in told
+    assert "::" not in told
+
+
+def test_a_rest_that_is_too_small_is_not_called_spent() -> None:
+    """Headline and cause say the same of a budget."""
+    begun = replace(started(make_gated()), limits={"wall_clock_s": 6.0})
+    end = ev.SessionStopped("budget", 4, "wall clock: 5 s of 6 s spent")
+    diagnosis = found(build_view(entries_of(begun, ev.TimeLeased(5.3, 0.0), end)))
+
+    assert "the budget's rest does not last for the next batch" in diagnosis.headline
+    assert diagnosis.cause.startswith("the budget's rest does not last for the next batch: ")
 
 
 def test_an_error_shows_the_end_of_its_traceback_and_of_its_log() -> None:
@@ -352,6 +427,7 @@ def test_the_first_fix_pasted_goes_on_to_the_end(
     assert (told["state"], told["reason"]) == ("stopped", reason)
 
     command = told["fixes"][0]["command"].replace("NAME=NUMBER", "t=0.3")
+    command = command.replace("REASON", "cooler")
 
     assert session.paste(command) == 0
 
@@ -430,10 +506,12 @@ def test_a_damaged_journal_is_diagnosed(tmp_path: Path, capfd: Capture, damage: 
     manifests = [line for part in told["evidence"][2:] for line in part["lines"]]
     assert manifests == [str(p.relative_to(copy)) for p in sorted(copy.rglob("manifest.json"))]
     assert len(told["fixes"]) == 3
-    restore, check = told["fixes"][0]["command"].split(" && ")
+    away, restore, check = told["fixes"][0]["command"].split(" && ")
     assert session.paste(check) != 0
+    (session.place.hidden / "journal.2.jsonl").write_text("of a later time than the copy")
     shutil.copytree(copy / session.place.hidden.name, tmp_path / "COPY" / ".runbook")
-    subprocess.run(shlex.split(restore), cwd=tmp_path, check=True)
+    for command in (away, restore):
+        subprocess.run(shlex.split(command), cwd=tmp_path, check=True)
     assert session.paste(check) == 0
     assert session.diagnosis()["state"] == "done"
 

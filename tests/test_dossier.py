@@ -143,7 +143,7 @@ class TestShown:
             ),
             '{"because": "Runaway comes of sampling that is too free; tighten it.", ',
             "| runaway | ok | 0.98 (bound 0.94) | 0.97 (bound 0.93) | - |",
-            "| usd | 300 | 3.7 | 296.3 |",
+            "| usd | 300.00 | 3.70 | 296.30 |",
             '"18:39:00 round 39 of 40: kept 13"',
         ]
         assert [line for line in wanted if line not in text] == []
@@ -192,6 +192,23 @@ class TestShown:
         for told in ("No criterion was judged.", "The step flagged none.", "sets no limit", "None"):
             assert told in text
         assert blocks(text) == []
+
+    @pytest.mark.parametrize(
+        ("name", "spent", "row"),
+        [
+            ("wall_clock_s", 300.1, "| wall_clock_s | 5,400 | 300 | 5,100 |"),
+            ("usd", 1300.5, "| usd | 5,400.00 | 1,300.50 | 4,099.50 |"),
+            ("review_usd", 0.0184, "| review_usd | 5,400.0000 | 0.0184 | 5,399.9816 |"),
+        ],
+    )
+    def test_the_amounts_of_a_limit_have_as_many_digits(
+        self, name: str, spent: float, row: str
+    ) -> None:
+        """Limit, spent and left can be subtracted; what is reserved counts as spent."""
+        budget = {name: {"limit": 5400, "spent": spent, "left": 5400 - spent}}
+        text = render(make_review_request(NOWHERE, budget=budget), fence=FENCE)
+        assert "| limit | of | spent or reserved | left |" in text
+        assert row in text
 
     def test_a_reading_in_doubt_says_why(self) -> None:
         """The note of a metric whose instrument is not ok stands beside the certificates."""
@@ -380,6 +397,14 @@ class TestBounded:
         assert [section(text, h) for h in ALWAYS[:2]] == [section(whole, h) for h in ALWAYS[:2]]
         assert len(data_of(text, "Raw rows behind the worst readings")) >= min(3, rows)
         blocks(text)
+
+    def test_no_text_is_shown_without_end(self) -> None:
+        """Where a whole page is asked for, as a person is, megabytes of one text are still cut."""
+        row = {"raw": "a <b> " * 500_000}
+        asked = replace(example(NOWHERE), flagged=(row,) * 10, samples=(row,) * 10)
+        text = render(asked, fence=FENCE)
+        assert len(text) < 3_000_000
+        assert "- texts longer than 50000 characters: 20 were cut" in text
 
     def test_the_least_telling_goes_first(self) -> None:
         """As less is allowed, each thing goes only after those before it have gone."""

@@ -729,3 +729,30 @@ def drive_main(root: str, kill_at: str, when: str, sleep: str) -> int:
 
 if __name__ == "__main__":
     sys.exit(drive_main(*sys.argv[1:]))
+
+
+def test_a_failure_before_the_first_line_stops_no_session(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is told as it is, and the next run begins as if nothing had been."""
+    plan = make_plan(make_step("a"))
+    whole = manifest.look_up
+
+    def fails() -> None:
+        raise BlockingIOError("no more processes")
+
+    monkeypatch.setattr(manifest, "look_up", fails)
+    with pytest.raises(BlockingIOError, match="no more processes"):
+        execute(plan, workspace)
+    assert history(workspace) == []
+
+    monkeypatch.setattr(manifest, "look_up", whole)
+    assert execute(plan, workspace) == 0
+
+
+def test_a_stop_before_the_start_does_not_hold_the_session_up(workspace: Workspace) -> None:
+    """As a journal may have it that an earlier release left."""
+    plan = make_plan(make_step("a"))
+    with open_journal(workspace) as journal:
+        journal.append(ev.SessionStopped("error", 1, "no more processes").to_body())
+    assert execute(plan, workspace) == 0

@@ -7,7 +7,7 @@ import pytest
 from dossier_example import example
 from hostile_texts import HOSTILE
 
-from agent.human import ask, fence_of, question, render
+from agent.human import HOW_TO_ANSWER, ask, fence_of, question, render
 from runbook.contract import ReviewRequest
 
 
@@ -27,7 +27,7 @@ def test_the_request_is_the_dossier_and_the_command(asked: ReviewRequest) -> Non
     assert text.startswith("# pilot, attempt 2: fail (gate failed)\n")
     assert "| token_limit_rate | fail | 0.5667 |" in text
     assert "| `override` | passes the gate on record" in text
-    answer = "review decide pilot-2 --action ACTION --reason TEXT"
+    answer = "review decide pilot-2 --action ACTION --reason REASON"
     assert f"{answer} \\\n        --workspace {asked.workspace}" in text
     assert text.index("## What is left of the budget") < text.index("## How to answer")
 
@@ -39,6 +39,13 @@ def test_a_program_reads_nothing_that_is_a_persons(asked: ReviewRequest) -> None
     person = render(asked).split("\n## How to answer")[0].rstrip().split("\n")
     missing = [line for line in person if line not in question(asked).split("\n")]
     assert [line.split(" | ")[0] for line in missing] == ["| `override`"]
+
+
+def test_one_word_stands_for_a_persons_reason(asked: ReviewRequest) -> None:
+    """The same in both commands, and the one that is refused as a reason."""
+    text = render(replace(asked, reason="sentinel"))
+    assert text.count("--reason REASON") == 2
+    assert "TEXT" not in text.partition(HOW_TO_ANSWER)[2]
 
 
 def test_a_change_is_offered_only_where_one_is_allowed(asked: ReviewRequest) -> None:

@@ -21,6 +21,7 @@ from cli_session import REVIEWED, call, write_runbook
 
 from agent import review_files
 from agent.answer import NOTE_LIMIT, NOTES_LIMIT, REASON_LIMIT, answer_schema
+from agent.dossier import estimate_tokens
 from agent.model_reviewer import reviewer
 from agent.provider import OVERHEAD_TOKENS, Served
 from agent.scripted_server import (
@@ -82,7 +83,8 @@ def served(name: str, server: ScriptedServer, **fields: Any) -> Served:
         "usd_per_mtok": PRICES,
         **fields,
     }
-    return Served(name, "tiny", server.base_url(name), "THE_API_KEY", **given)
+    model = given.pop("model", "tiny")
+    return Served(name, model, server.base_url(name), "THE_API_KEY", **given)
 
 
 def ask(
@@ -117,6 +119,15 @@ def decided(name: str) -> Decision:
         changes={"t": 0.3},
         concerns=("few rows",),
         confidence=0.75,
+    )
+
+
+def tokens_of(body: Mapping[str, Any]) -> int:
+    """What the messages of a request and its schema come to."""
+    schema = body["text"] if "text" in body else body["output_config"]
+    texts = [m["content"] for m in body.get("input", body.get("messages"))]
+    return sum(map(estimate_tokens, texts)) + estimate_tokens(
+        canonical_json(schema["format"]["schema"])
     )
 
 
@@ -435,6 +446,24 @@ class TestRepaired:
         assert quoted.startswith("\\ud800\\x1bxxx")
         assert len(quoted) == 8000
 
+    @pytest.mark.parametrize("said", ["{'a': 1} [%$] 0.12345 " * 400, text(action="\u20ac" * 900)])
+    def test_it_fits_the_context(self, request_: ReviewRequest, name: str, said: str) -> None:
+        """Question, reply, cause, schema and the longest answer: what does not fit is cut."""
+        rows = tuple({"raw": f"row {i} {'the quick brown fox 123 <x> ' * 60}"} for i in range(10))
+        with scripted_server(Says(said), YES) as server:
+            model = served(name, server, context_tokens=4500, max_output_tokens=1000)
+            assert ask(replace(request_, samples=rows, flagged=rows), model) == decided(name)
+            first, second = (tokens_of(r.body) for r in server.received)
+        assert 3500 - 1000 < first < second <= 3500
+
+    def test_it_is_asked_once_whatever_fits(self, request_: ReviewRequest, name: str) -> None:
+        """Another context cuts the quoted reply elsewhere, and pays for no second repair."""
+        with scripted_server(Says("x" * 9000), Says("no"), YES) as server:
+            for context_tokens in (8000, 6000):
+                model = served(name, server, context_tokens=context_tokens)
+                is_without_answer(request_, ask(request_, model))
+            assert len(server.received) == 2
+
     def test_a_repair_beyond_the_budget_is_not_sent(
         self, request_: ReviewRequest, name: str
     ) -> None:
@@ -597,21 +626,40 @@ class TestPaid:
         assert (sent["outcome"], sent["input_tokens"]) == ("answered", 1000)
         assert sent["usd"] == account.settled_usd[0]
 
-    @pytest.mark.parametrize("usage", [None, {"input_tokens": -5, "output_tokens": 1}])
+    @pytest.mark.parametrize(
+        "usage",
+        [
+            None,
+            {"input_tokens": -5, "output_tokens": 1},
+            {"input_tokens": 0, "output_tokens": 0},
+            {"input_tokens": 0, "output_tokens": 20},
+            {"input_tokens": 100, "output_tokens": 0},
+        ],
+    )
     def test_without_a_count_all_that_was_reserved(
         self, request_: ReviewRequest, name: str, usage: Any
     ) -> None:
-        """A server that does not say what it took took the most."""
+        """A server that does not say what it took, or says nothing, took the most."""
         body = openai_body(YES) if name == "openai" else anthropic_body(YES)
         with scripted_server(Sends(json.dumps({**body, "usage": usage}).encode())) as server:
             assert ask(request_, served(name, server)) == decided(name)
         assert account_of(request_).settled_usd == [None]
+        assert account_of(request_).tokens == [(0, 0)]
+
+    def test_where_no_text_came_none_is_counted(self, request_: ReviewRequest, name: str) -> None:
+        """A reply without a text may have cost its question alone."""
+        with scripted_server(Says("", "refused", output_tokens=0)) as server:
+            is_without_answer(request_, ask(request_, served(name, server)))
+        assert account_of(request_).settled_usd == [pytest.approx(100 * 2.0 / 1e6)]
 
     def test_a_count_beyond_what_is_possible(self, request_: ReviewRequest, name: str) -> None:
-        """No server can have more spent than was reserved."""
+        """No server can have more spent than was reserved, and its count goes on no record."""
         with scripted_server(Says(GOOD_TEXT, output_tokens=10**12)) as server:
             assert ask(request_, served(name, server)) == decided(name)
         assert account_of(request_).settled_usd == [None]
+        assert account_of(request_).tokens == [(0, 0)]
+        (sent,) = json.loads(kept(request_, "requests.json"))["requests"]
+        assert (sent["usd"], sent["input_tokens"], sent["output_tokens"]) == (None, 0, 0)
 
     def test_without_prices_what_is_declared_of_a_request(
         self, request_: ReviewRequest, name: str
@@ -768,6 +816,45 @@ class TestPrompt:
             first, second = (r.body for r in server.received)
         assert json.dumps(first) == json.dumps(second)
 
+    @pytest.mark.parametrize("change", ["context_tokens", "max_output_tokens", "fallback"])
+    @pytest.mark.parametrize("lost", ["", "decision.json", "requests.json"])
+    def test_not_once_an_answer_came(
+        self, request_: ReviewRequest, name: str, change: str, lost: str
+    ) -> None:
+        """However the bounds change before it is acted on, no second opinion is asked for."""
+        told = replace(request_, samples=({"raw": "word " * 200},) * 10)
+        with scripted_server(Says(text(action="stop", changes={})), YES) as server:
+            model = served(name, server)
+            first = ask(told, model)
+            assert first is not None
+            assert first.action == "stop"
+            if lost:
+                (folder_of(told) / lost).unlink()
+            other = served(name, server, model="other", context_tokens=4000)
+            if change != "fallback":
+                model = replace(model, **{change: getattr(model, change) // 4})
+            models = (model, other) if change == "fallback" else (model,)
+            assert ask(told, *models) == first
+            assert len(server.received) == 1
+
+    def test_not_once_a_reply_came_that_was_none(self, request_: ReviewRequest, name: str) -> None:
+        """A longer context does not make another question of it: a person decides."""
+        with scripted_server(Sends(b"{}"), YES) as server:
+            is_without_answer(request_, ask(request_, served(name, server)))
+            again = ask(request_, served(name, server, context_tokens=30_000))
+            is_without_answer(request_, again)
+            assert len(server.received) == 1
+
+    def test_the_form_of_the_answer_is_counted(self, request_: ReviewRequest, name: str) -> None:
+        """So is its schema, however many parameters a retry may change."""
+        ranges = {f"a{i}.b_{i * 79}": Range(0.000123 * i, 1234.5678 * i + 1) for i in range(40)}
+        rows = ({"raw": "0123456789 %$ " * 20},) * 10
+        told = replace(request_, adjustable=ranges, flagged=rows, samples=rows)
+        with scripted_server(Says(text(changes={}))) as server:
+            assert ask(told, served(name, server, context_tokens=10_000)) is not None
+            (received,) = server.received
+        assert 8000 < tokens_of(received.body) <= 9500
+
 
 class TestFallback:
     @pytest.mark.parametrize("first", [Sends(b"", 401), BUSY])
@@ -857,7 +944,7 @@ class _Knife:
 
 
 def killed_at(
-    knife: _Knife, request: ReviewRequest, model: Served, monkeypatch: pytest.MonkeyPatch
+    knife: _Knife, request: ReviewRequest, monkeypatch: pytest.MonkeyPatch, *models: Served
 ) -> Decision | None:
     """Ask, with every durable act under the knife: files, reservations, settlements."""
     with monkeypatch.context() as patch:
@@ -865,14 +952,14 @@ def killed_at(
             patch.setattr(review_files, name, knife.cut(getattr(review_files, name)))
         for name in ("reserve", "settle"):
             patch.setattr(request.account, name, knife.cut(getattr(request.account, name)))
-        return ask(request, model)
+        return ask(request, *models)
 
 
 class TestKilled:
     """Killed at each durable act of a review, then asked again."""
 
     @pytest.mark.parametrize("before", [True, False])
-    @pytest.mark.parametrize("at", range(1, 9))
+    @pytest.mark.parametrize("at", range(1, 10))
     def test_at_every_act(
         self,
         request_: ReviewRequest,
@@ -885,12 +972,13 @@ class TestKilled:
         known: list[ev.Event] = []
         paid = replace(request_, account=ledger(known).account("a-2"))
         knife = _Knife(at, before=before)
-        # Prompt and its seal, reservation, its note, [sent], response, settlement, its note, answer
-        lost = at == 5 and before
+        # The list of requests, prompt and its seal, reservation, its note, [sent], response,
+        # settlement, its note, answer
+        lost = at == 6 and before
         with scripted_server(YES, YES) as server:
             model = served(name, server)
             with pytest.raises(KilledError):
-                killed_at(knife, paid, model, monkeypatch)
+                killed_at(knife, paid, monkeypatch, model)
             after = replace(paid, account=ledger(known).account("a-2"))
             assert ask(after, model) == decided(name)
             assert ask(after, model) == decided(name)
@@ -900,7 +988,7 @@ class TestKilled:
         assert max(sent) in settled
         assert len(sent - settled) <= 1
 
-    @pytest.mark.parametrize("at", range(9, 14))
+    @pytest.mark.parametrize("at", range(10, 15))
     def test_at_every_act_of_a_repair(
         self, request_: ReviewRequest, name: str, at: int, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -912,19 +1000,47 @@ class TestKilled:
             model = served(name, server)
             # Of a repair: reservation, its note, [sent], response, settlement, its note, answer
             with pytest.raises(KilledError):
-                killed_at(_Knife(at - 1, before=False), paid, model, monkeypatch)
+                killed_at(_Knife(at - 1, before=False), paid, monkeypatch, model)
             after = replace(paid, account=ledger(known).account("a-2"))
             assert ask(after, model) == decided(name)
             assert len(server.received) == 2
 
+    @pytest.mark.parametrize(
+        ("at", "before"), [(6, False), (7, True), (7, False), (8, True), (8, False), (9, True)]
+    )
+    def test_at_every_act_of_a_failure(
+        self,
+        request_: ReviewRequest,
+        name: str,
+        at: int,
+        before: bool,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """What is known to have failed stays so: it is settled, and the fallback is asked."""
+        known: list[ev.Event] = []
+        paid = replace(request_, account=ledger(known).account("a-2"))
+        other = NAMES[NAMES.index(name) - 1]
+        with scripted_server(*[Sends(b"", 401)] * 2) as one, scripted_server(YES) as two:
+            models = (served(name, one), served(other, two))
+            # Of the failure: note, settlement, note of that; then the fallback's reservation
+            with pytest.raises(KilledError):
+                killed_at(_Knife(at, before=before), paid, monkeypatch, *models)
+            after = replace(paid, account=ledger(known).account("a-2"))
+            assert ask(after, *models) == decided(other)
+            assert len(two.received) == 1
+        sent = {(f.key, f.number) for f in known if isinstance(f, ev.RequestSent)}
+        settled = {(f.key, f.number) for f in known if isinstance(f, ev.RequestSettled)}
+        assert sent == settled
+        assert spent(known).review_usd == pytest.approx((100 * 2.0 + 20 * 10.0) / 1e6)
+
     def test_every_act_is_covered(
         self, request_: ReviewRequest, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """A review has eight durable acts, and each of them is killed above."""
+        """A review has nine durable acts, and each of them is killed above."""
         knife = _Knife(0, before=True)
         with scripted_server(YES) as server:
-            killed_at(knife, request_, served("openai", server), monkeypatch)
-        assert knife.acts == 8
+            killed_at(knife, request_, monkeypatch, served("openai", server))
+        assert knife.acts == 9
 
     def test_a_settlement_twice_counts_once(
         self, request_: ReviewRequest, monkeypatch: pytest.MonkeyPatch
@@ -935,7 +1051,7 @@ class TestKilled:
         with scripted_server(YES) as server:
             model = served("openai", server)
             with pytest.raises(KilledError):
-                killed_at(_Knife(7, before=True), paid, model, monkeypatch)
+                killed_at(_Knife(8, before=True), paid, monkeypatch, model)
             ask(paid, model)
         assert len([f for f in known if isinstance(f, ev.RequestSettled)]) == 2
         assert spent(known).review_usd == pytest.approx((100 * 2.0 + 20 * 10.0) / 1e6)
@@ -971,6 +1087,7 @@ class TestAskedAgain:
             {"failures": 1},
             {"allowed": ("stop", "retry")},
             {"adjustable": {"t": Range(0.1, 0.9)}},
+            {"whole": ("u",)},
         ],
     )
     def test_another_question_is_asked_anew(
@@ -1015,26 +1132,180 @@ class TestAskedAgain:
                 is_without_answer(request_, ask(request_, served(name, server)))
             assert len(server.received) == 2
 
-    @pytest.mark.parametrize("junk", ["", "[]", '{"requests": [1]}', '{"requests": [{"a": 1}]}'])
-    def test_a_list_of_requests_that_cannot_be_read(
-        self, request_: ReviewRequest, junk: str
-    ) -> None:
-        """It is begun anew, and no response is overwritten."""
-        with scripted_server(Says("no"), Says("no"), YES) as server:
-            model = served("openai", server)
-            ask(request_, model)
-            old = kept(request_, "response-1.json")
-            (folder_of(request_) / "requests.json").write_text(junk)
-            assert ask(request_, model) == decided("openai")
-        assert kept(request_, "response-1.json") == old
-        assert (folder_of(request_) / "response-3.json").exists()
-
     def test_a_dossier_that_does_not_fit(self, request_: ReviewRequest, name: str) -> None:
         """What cannot be shown whole enough is not asked at all."""
         with scripted_server(YES) as server:
             model = served(name, server, context_tokens=900)
             assert "the dossier: " in is_without_answer(request_, ask(request_, model))
             assert server.received == []
+
+
+def replaced_by(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """A damage that puts something else in a file's place."""
+
+    def damage(path: Path) -> None:
+        path.unlink()
+        make(path)
+
+    return damage
+
+
+JUNK: dict[str, Callable[[Path], Any]] = {
+    "empty": lambda path: path.write_text(""),
+    "cut off": lambda path: path.write_text(path.read_text()[:50]),
+    "a list": lambda path: path.write_text("[]"),
+    "no requests": lambda path: path.write_text("{}"),
+    "a number for a request": lambda path: path.write_text('{"requests": [1]}'),
+    "gone": Path.unlink,
+    "a folder": replaced_by(Path.mkdir),
+    "a pipe": replaced_by(os.mkfifo),
+    "a link to nothing": replaced_by(lambda path: path.symlink_to("nowhere")),
+}
+"""What may have become of a file."""
+
+
+class TestDamaged:
+    """A file that says what was sent and paid is gone, or is not as it was written."""
+
+    @pytest.mark.parametrize("how", JUNK)
+    @pytest.mark.parametrize("script", [(Says("no"), Says("no")), (Sends(fault="close"),)])
+    def test_the_list_of_requests(
+        self, request_: ReviewRequest, name: str, how: str, script: tuple[Says | Sends, ...]
+    ) -> None:
+        """Nothing is sent, to the fallback neither: a person decides."""
+        known: list[ev.Event] = []
+        paid = replace(request_, account=ledger(known).account("a-2"))
+        with scripted_server(*script, Sends(b"", 401)) as one, scripted_server(YES) as two:
+            models = (served(name, one), served("openai", two))
+            ask(paid, *models, tries=1)
+            asked = len(one.received)
+            JUNK[how](folder_of(request_) / "requests.json")
+            for _ in range(2):
+                told = is_without_answer(request_, ask(paid, *models))
+                assert told.startswith("requests.json ")
+            assert (len(one.received), two.received) == (asked, [])
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            {"number": "1"},
+            {"number": None},
+            {"number": 1.5},
+            {"number": True},
+            {"key": ["x"]},
+            {"cause": 3},
+            {"outcome": None},
+            {"outcome": "lost"},
+            {"reserved_usd": "x"},
+            {"usd": "0"},
+            {"output_tokens": None},
+            {"more": 1},
+        ],
+    )
+    def test_a_request_of_other_types(
+        self, request_: ReviewRequest, change: dict[str, Any]
+    ) -> None:
+        """It is no request, and none is sent in its place."""
+        with scripted_server(Sends(b"{}"), YES) as server:
+            model = served("openai", server)
+            ask(request_, model)
+            path = folder_of(request_) / "requests.json"
+            document = json.loads(path.read_text())
+            document["requests"][0].update(change)
+            path.write_text(json.dumps(document))
+            told = is_without_answer(request_, ask(request_, model))
+            assert len(server.received) == 1
+        assert told.startswith("requests.json is not as it was written; ")
+
+    def test_an_answer_that_was_taken_stands(self, request_: ReviewRequest, name: str) -> None:
+        """It needs no list of requests."""
+        with scripted_server(YES) as server:
+            ask(request_, served(name, server))
+            (folder_of(request_) / "requests.json").write_text("[]")
+            assert ask(request_, served(name, server)) == decided(name)
+
+    @pytest.mark.parametrize("how", ["gone", "a folder", "a pipe", "a link to nothing"])
+    @pytest.mark.parametrize("number", [1, 2])
+    def test_a_response(self, request_: ReviewRequest, name: str, how: str, number: int) -> None:
+        """What was answered is not asked again, over any number of runs."""
+        with scripted_server(Says("no"), Says("no"), YES) as server:
+            ask(request_, served(name, server))
+            JUNK[how](folder_of(request_) / f"response-{number}.json")
+            for _ in range(2):
+                told = is_without_answer(request_, ask(request_, served(name, server)))
+                assert told.startswith(f"response-{number}.json cannot be read ")
+            assert len(server.received) == 2
+
+    def test_an_empty_response(self, request_: ReviewRequest, name: str) -> None:
+        """It reads as any body that is none."""
+        with scripted_server(Says("no"), Says("no"), YES) as server:
+            ask(request_, served(name, server))
+            (folder_of(request_) / "response-1.json").write_text("")
+            told = is_without_answer(request_, ask(request_, served(name, server)))
+            assert len(server.received) == 2
+        assert "the response is not one JSON object" in told
+
+    @pytest.mark.parametrize("how", JUNK)
+    @pytest.mark.parametrize("file", ["prompt.md", "prompt.json"])
+    def test_the_prompt(self, request_: ReviewRequest, name: str, file: str, how: str) -> None:
+        """Another would be another question, under another key: it is not asked."""
+        with scripted_server(Sends(b"{}"), YES) as server:
+            ask(request_, served(name, server))
+            JUNK[how](folder_of(request_) / file)
+            told = is_without_answer(request_, ask(request_, served(name, server)))
+            assert len(server.received) == 1
+        assert told.startswith("prompt.md is not what was sent; ")
+
+    def test_a_prompt_that_nobody_paid_for(self, request_: ReviewRequest, name: str) -> None:
+        """Where nothing but failures came of it, it is written anew."""
+        with scripted_server(Sends(b"", 401), YES) as server:
+            ask(request_, served(name, server))
+            (folder_of(request_) / "prompt.md").unlink()
+            assert ask(request_, served(name, server)) == decided(name)
+
+    @pytest.mark.parametrize("file", ["error.txt", "draft.txt"])
+    def test_a_folder_in_the_place_of_a_failure(
+        self, request_: ReviewRequest, name: str, file: str
+    ) -> None:
+        """It hinders no answer."""
+        (folder_of(request_) / file).mkdir(parents=True)
+        with scripted_server(YES) as server:
+            assert ask(request_, served(name, server)) == decided(name)
+
+    def test_what_is_redacted_breaks_no_list_of_requests(
+        self, request_: ReviewRequest, name: str
+    ) -> None:
+        """A secret ends with the text that it stands in."""
+        causes = ("see http://a", "mail b@c")
+        failures = [
+            Sends(json.dumps({"error": {"message": cause}}).encode(), 503) for cause in causes
+        ]
+
+        def redact(data: bytes) -> bytes:
+            return re.sub(rb"http://[^@]*@", b"[secret]", data)
+
+        with scripted_server(*failures, YES) as server:
+            assert ask(request_, served(name, server), redact=redact) == decided(name)
+        known = json.loads(kept(request_, "requests.json"))["requests"]
+        assert [sent["outcome"] for sent in known] == ["failed", "failed", "answered"]
+
+    def test_a_secret_in_a_cause(self, request_: ReviewRequest, name: str) -> None:
+        """It stands in no list of requests, whoever gave the cause."""
+        with scripted_server(Sends(fault="hang")) as server:
+            told = replace(request_, stop=lambda: KEY if server.received else "")
+            redact = Redactor({"THE_API_KEY": KEY}).data
+            is_without_answer(request_, ask(told, served(name, server), redact=redact))
+        assert "[secret THE_API_KEY]" in kept(request_, "requests.json")
+        assert KEY not in kept(request_, "requests.json")
+
+    def test_the_draft_of_an_earlier_failure(self, request_: ReviewRequest, name: str) -> None:
+        """It goes where the next failure has none, so that it is not read as that one's."""
+        with scripted_server(Says("no"), Says("no"), Sends(b"", 401)) as server:
+            ask(request_, served(name, server))
+            assert kept(request_, "draft.txt") == "no"
+            told = is_without_answer(request_, ask(request_, served(name, server, model="b")))
+        assert "HTTP 401" in told
+        assert not (folder_of(request_) / "draft.txt").exists()
 
 
 def terminate_once_asked(server: ScriptedServer) -> None:

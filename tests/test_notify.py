@@ -18,6 +18,7 @@ import pytest
 from cli_session import REVIEWED, write_runbook
 from test_secrets import leaks
 
+from gates.judge import judge_gate
 from runbook import courier, notify
 from runbook import events as ev
 from runbook.changes import check_same_plan
@@ -28,6 +29,7 @@ from runbook.contract import (
     Json,
     Judgement,
     Metric,
+    Range,
     ReviewRequest,
 )
 from runbook.doctor import examine
@@ -38,6 +40,7 @@ from runbook.journal import Journal, facts, read_entries
 from runbook.machine import apply, replay
 from runbook.meter_folder import MeterRecords
 from runbook.plan import Plan
+from runbook.report.view import build_view
 from runbook.schema import load_plan
 from runbook.schema_models import NOTIFIED_EVENTS, NOTIFY_URL
 from runbook.testing import make_plan, make_step, simple_gates
@@ -225,6 +228,86 @@ def test_a_person_is_told_what_to_do(server: Server, workspace: Workspace) -> No
     assert commands[0] == f"runbook review show a-1 --workspace {workspace.root}"
     assert commands[1].startswith("runbook review decide a-1 ")
     assert server.titles[-1] == "ended: review (exit 3)"
+
+
+def judged(gate: Gate, metrics: tuple[Metric, ...], final: bool) -> Judgement:
+    return judge_gate(gate, metrics, None, final=final)
+
+
+def messages(server: Server, kind: str) -> list[str]:
+    """The lines of the message whose title begins so."""
+    found = (str(t["message"]) for t in server.told if t["title"].startswith(f"test: {kind}"))
+    return next(found).splitlines()
+
+
+@pytest.mark.parametrize(
+    ("provider", "action", "told"),
+    [
+        ("human", "", "not decided"),
+        ("openai", "", "and its reviewer, openai, gave no answer"),
+        ("openai", "needs_human", "and its reviewer, openai, wants a person to decide"),
+    ],
+)
+def test_a_person_is_told_of_step_verdict_and_reviewer(
+    server: Server, workspace: Workspace, provider: str, action: str, told: str
+) -> None:
+    """The numbers that failed stand there with their thresholds; nothing of a model's words."""
+    said = Decision(action, CANARY, CANARY, person=False) if action else None
+    score = {"value": 0.1, "n": 200, "successes": 20, "denominator": "rows"}
+    step = make_step("a", gate=GATE, params={"metrics": {"m": score}}, review_after=1)
+    plan = notified(step, reviewer={"provider": provider})
+
+    assert run(plan, workspace, reviewer=lambda _: said, gates=judged) == 3
+
+    assert messages(server, "human needed: review")[:3] == [
+        "a, attempt 1, verdict: fail",
+        "m 0.1 (n = 200), declared >= 0.5",
+        f"review a-1, reason: gate failed, {told}",
+    ]
+    assert CANARY not in json.dumps(server.told)
+
+
+def test_a_stop_that_a_model_decided_says_so(server: Server, workspace: Workspace) -> None:
+    """Step, verdict and who decided; its reason is read where the command shows it."""
+    stop = Decision("stop", CANARY, "x", person=False)
+    step = make_step("a", gate=GATE, params=FAILING, review_after=1)
+
+    run(notified(step, reviewer={"provider": "openai"}), workspace, reviewer=lambda _: stop)
+
+    told = "review a-1, reason: gate failed, decided by its reviewer, openai: stop"
+    assert told in messages(server, "human needed: gate failed")
+    assert CANARY not in json.dumps(server.told)
+
+
+def adjustable(*events: str) -> Plan:
+    """A step that fails, of which a retry may change a parameter."""
+    ranges = {"temperature": Range(0.1, 1.0)}
+    params = {**FAILING, "temperature": 0.5}
+    step = make_step("a", gate=GATE, params=params, review_after=1, adjustable=ranges)
+    return notified(step, events=events)
+
+
+@pytest.mark.parametrize("budget", [{}, {"review_usd": 1.0, "request_usd": 2.0}])
+def test_the_command_that_goes_on_is_never_cut_off(
+    server: Server, workspace: Workspace, budget: dict[str, Json]
+) -> None:
+    """Where a retry may change parameters, and a limit could be raised; the end repeats none."""
+    plan = replace(adjustable("human_needed", "ended"), budget=budget)
+    run(plan, workspace)
+
+    commands = messages(server, "human needed")
+    commands = commands[commands.index("Next:") + 1 :]
+    assert ["--change" in c for c in commands] == [False, False, True, False]
+    assert commands[3] == build_view(read_entries(workspace)).command(workspace.root)
+    ended = messages(server, "ended: review")
+    assert ended[-2:] == ["Next:", f"runbook status --workspace {workspace.root}"]
+
+
+def test_an_end_that_is_told_alone_says_what_to_do(server: Server, workspace: Workspace) -> None:
+    """Whoever is not told that a person is needed reads the commands in the end's message."""
+    run(adjustable("ended"), workspace)
+
+    assert any("review decide" in line for line in messages(server, "ended: review"))
 
 
 def test_what_is_not_asked_for_is_not_sent(server: Server, workspace: Workspace) -> None:

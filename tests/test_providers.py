@@ -2,16 +2,25 @@
 
 import json
 import math
-from collections.abc import Callable
-from contextlib import closing
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from email.utils import formatdate
+from pathlib import Path
 from socket import create_server
+from threading import Event, Thread
+from threading import enumerate as threads
 from typing import Any
 
+import httpx2
 import pytest
 
 from agent.answer import UnusableError
-from agent.exchange import BODY_LIMIT, fetch
+from agent.exchange import BODY_LIMIT, _tls, fetch
 from agent.failures import (
     LONGEST_WAIT_S,
     PermanentError,
@@ -43,6 +52,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _import_both() -> None:
+    """A first request imports its SDK, which takes seconds that count towards its time limit."""
+    for name in NAMES:
+        with scripted_server(Says("yes")) as server:
+            ask(name, server.base_url(name), timeout_s=300)
+
+
 def served(name: str, base_url: str, **fields: Any) -> Served:
     """A model of this provider behind this address."""
     given = {"timeout_s": 20.0, "max_output_tokens": 500, "context_tokens": 8000, **fields}
@@ -50,7 +67,13 @@ def served(name: str, base_url: str, **fields: Any) -> Served:
 
 
 def ask(
-    name: str, base_url: str, *, stop: Callable[[], str] = str, effort: str = "", **fields: Any
+    name: str,
+    base_url: str,
+    *,
+    stop: Callable[[], str] = str,
+    effort: str = "",
+    redact: Callable[[bytes], bytes] = bytes,
+    **fields: Any,
 ) -> bytes:
     """The body that one request brings."""
     model = served(name, base_url, **fields)
@@ -62,6 +85,7 @@ def ask(
         timeout_s=model.timeout_s,
         stop=stop,
         key=KEY,
+        redact=redact,
     )
 
 
@@ -93,6 +117,7 @@ class TestSent:
             "max_output_tokens": 500,
             "reasoning": {"effort": "high"},
             "store": False,
+            "stream": False,
             "text": {
                 "format": {
                     "type": "json_schema",
@@ -120,6 +145,7 @@ class TestSent:
             ],
             "max_tokens": 500,
             "output_config": {"format": {"type": "json_schema", "schema": SCHEMA}, "effort": "max"},
+            "stream": False,
         }
 
     def test_effort_is_left_out_where_none_is_declared(self, name: str) -> None:
@@ -142,6 +168,61 @@ class TestSent:
             ask(name, server.base_url(name))
 
         assert server.received[0].headers["authorization"] == f"Bearer {KEY}"
+
+    def test_the_environment_changes_no_header(
+        self, name: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Neither by a name of its own nor by a value for a name that is sent."""
+        theirs = (
+            "Host: evil.example",
+            "Accept: text/event-stream",
+            "Content-Type: text/plain",
+            "Content-Length: 5",
+            "Connection: upgrade",
+            "User-Agent: another",
+            "X-Stainless-Raw-Response: stream",
+            "X-Stainless-Another: 1",
+            "X-Another: 1",
+            f"{name}-beta: another",
+            f"{name}-version: 1999-01-01",
+        )
+        with scripted_server(Says("yes"), Says("yes")) as server:
+            ask(name, server.base_url(name))
+            monkeypatch.setenv(f"{name.upper()}_CUSTOM_HEADERS", "\n".join(theirs))
+            ask(name, server.base_url(name))
+            usual, told = (received.headers for received in server.received)
+
+        assert told == usual
+        mode = {"openai": "true", "anthropic": "raw"}[name]
+        version = {"anthropic-version": "2026-10-21"} if name == "anthropic" else {}
+        assert told == {
+            "accept": "application/json",
+            "accept-encoding": "identity",
+            "authorization": f"Bearer {KEY}",
+            "connection": "keep-alive",
+            "content-length": told["content-length"],
+            "content-type": "application/json",
+            "host": f"127.0.0.1:{server.port}",
+            "user-agent": "runbook",
+            "x-stainless-raw-response": mode,
+            **version,
+        }
+
+    @pytest.mark.parametrize(
+        "proxy", ["http://127.0.0.1:{port}", "socks5h://127.0.0.1:9", "ftp://127.0.0.1:9", "no://x"]
+    )
+    def test_the_environment_names_no_proxy(
+        self, name: str, proxy: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Key and dossier go where the runbook says, a server on this machine included."""
+        monkeypatch.delenv("NO_PROXY", raising=False)
+        monkeypatch.delenv("no_proxy", raising=False)
+        with scripted_server(Says("yes")) as server, scripted_server(Says("no")) as other:
+            for variable in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "HTTPS_PROXY"):
+                monkeypatch.setenv(variable, proxy.format(port=other.port))
+            ask(name, server.base_url(name).replace("127.0.0.1", "localhost"))
+
+        assert (len(server.received), len(other.received)) == (1, 0)
 
     def test_what_comes_is_given_back_as_it_came(self, name: str) -> None:
         """The raw body, not what the SDK makes of it."""
@@ -166,7 +247,10 @@ STATUSES: list[tuple[int, str, type[ProviderError]]] = [
     (500, "api_error", TransientError),
     (502, "", TransientError),
     (503, "", TransientError),
-    (504, "", TransientError),
+    (504, "", UnknownOutcomeError),
+    (504, "insufficient_quota", UnknownOutcomeError),
+    (520, "", TransientError),
+    (524, "", UnknownOutcomeError),
     (529, "overloaded_error", TransientError),
 ]
 
@@ -189,6 +273,35 @@ class TestFailures:
         """An error page of a proxy is as good as one of the provider's."""
         assert type(failing(name, Sends(body, 503))) is TransientError
 
+    @pytest.mark.parametrize("depth", [450, 600, 900])
+    def test_an_error_deeply_nested(self, name: str, depth: int) -> None:
+        """Of an error's body only what is quoted is looked through."""
+        nested = b"[" * depth + b"]" * depth
+        body = b'{"error": {"message": "no", "code": %b, "x": %b}}' % (nested, nested)
+        assert type(failing(name, Sends(body, 401))) is PermanentError
+
+    @pytest.mark.parametrize("charset", ["hex", "zlib", "rot13", "undefined", "utf-7"])
+    def test_an_odd_charset(self, name: str, charset: str) -> None:
+        """A body is UTF-8 JSON or none, whatever it is said to be, and is not unpacked."""
+        headers = {"content-type": f"application/json; charset={charset}"}
+        body = b'{"error": {"message": "so it is"}}'
+        error = failing(name, Sends(body, 401, headers))
+
+        assert type(error) is PermanentError
+        assert str(error).endswith(": so it is")
+        with scripted_server(Sends(b"{}", headers=headers)) as server:
+            assert ask(name, server.base_url(name)) == b"{}"
+
+    def test_an_error_that_cannot_be_read(self, name: str) -> None:
+        """Whatever goes wrong over an error's body, the request's end is then unknown."""
+
+        def redact(_: bytes) -> bytes:
+            raise LookupError("what?")
+
+        error = failing(name, Sends(b'{"error": {"message": "x"}}', 401), redact=redact)
+        assert type(error) is UnknownOutcomeError
+        assert str(error) == "the answer was lost: LookupError: what?"
+
     @pytest.mark.parametrize("fault", ["reset", "close", "reset in the body"])
     def test_an_answer_lost_after_the_request_went(self, name: str, fault: Any) -> None:
         """Nobody knows whether it was worked on."""
@@ -197,7 +310,9 @@ class TestFailures:
         assert type(error) is UnknownOutcomeError
         assert "the answer was lost" in str(error)
 
-    @pytest.mark.parametrize("fault", ["hang", "drip"])
+    @pytest.mark.parametrize(
+        ("name", "fault"), [("openai", "hang"), ("anthropic", "hang"), ("openai", "drip")]
+    )
     def test_no_answer_in_time(self, name: str, fault: Any) -> None:
         """The limit is for the whole answer, however slowly it comes; the request is cut off."""
         error = failing(name, Sends(b"x" * 1000, fault=fault), timeout_s=3.0)
@@ -211,6 +326,55 @@ class TestFailures:
             port = listener.getsockname()[1]
         with pytest.raises(TransientError, match="no connection"):
             ask(name, f"http://127.0.0.1:{port}/v1")
+
+    def test_a_connection_that_does_not_stand_in_time(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing was sent, and nothing is once it could be."""
+        gone_on, look_up = Event(), socket.getaddrinfo
+
+        def hanging(*args: Any, **kwargs: Any) -> Any:
+            gone_on.wait(60)
+            return look_up(*args, **kwargs)
+
+        monkeypatch.setattr(socket, "getaddrinfo", hanging)
+        monkeypatch.setattr("agent.exchange._LAST_S", 0.1)
+        with scripted_server(Says("yes")) as server:
+            before = threads()
+            with pytest.raises(TransientError, match="no connection within 3 s"):
+                ask("openai", server.base_url("openai"), timeout_s=3.0)
+            gone_on.set()
+            for thread in set(threads()) - set(before):
+                thread.join(60)
+            assert server.received == []
+
+    def test_a_request_that_does_not_begin_in_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A slow disk may hold up the SDK's import: the request that comes late is not sent."""
+        gone_on, was_refused = Event(), Event()
+        monkeypatch.setattr("agent.exchange._LAST_S", 0.1)
+        with scripted_server(Says("yes")) as server:
+
+            def send(http: httpx2.Client) -> bytes:
+                gone_on.wait(60)
+                with pytest.raises(TransientError, match="given up before it was sent"):
+                    http.post(server.base_url("openai"), json={})
+                was_refused.set()
+                return b""
+
+            before = threads()
+            with pytest.raises(TransientError, match="no connection within 3 s"):
+                fetch(send, timeout_s=3, stop=str, key=KEY)
+            gone_on.set()
+            for thread in set(threads()) - set(before):
+                thread.join(60)
+            assert was_refused.is_set()
+            assert server.received == []
+
+    def test_an_sdk_that_is_not_there(self, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A fault of this machine before anything was sent cost nothing, and stays until mended."""
+        monkeypatch.setitem(sys.modules, name, None)
+        with pytest.raises(PermanentError, match="the request cannot be sent: ModuleNotFound"):
+            ask(name, "http://127.0.0.1:9/v1")
 
     def test_no_such_protocol(self, name: str) -> None:
         """An address that cannot be sent to is a person's to mend."""
@@ -240,12 +404,78 @@ class TestFailures:
 
     def test_an_error_of_our_own_is_an_unknown_outcome(self) -> None:
         """What is not understood is not taken for free."""
+        with scripted_server(Says("yes")) as server:
 
-        def send(_: object) -> bytes:
-            raise KeyError("what?")
+            def send(http: httpx2.Client) -> bytes:
+                http.post(server.base_url("openai"), json={})
+                raise KeyError("what?")
 
-        with pytest.raises(UnknownOutcomeError, match="KeyError"):
-            fetch(send, timeout_s=5, stop=str, key=KEY)
+            with pytest.raises(UnknownOutcomeError, match="the answer was lost: KeyError"):
+                fetch(send, timeout_s=20, stop=str, key=KEY)
+
+
+@contextmanager
+def encrypted_server(certificate: Path) -> Iterator[int]:
+    """The port of a server that gives every connection over TLS one answer."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+
+    def serve() -> None:
+        while True:
+            try:
+                with listener.accept()[0] as plain, context.wrap_socket(plain, True) as stream:
+                    stream.recv(1 << 16)
+                    stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
+            except ssl.SSLError:
+                continue
+            except OSError:
+                return
+
+    with closing(create_server(("127.0.0.1", 0))) as listener:
+        thread = Thread(target=serve)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+class TestCertificates:
+    @pytest.fixture(autouse=True)
+    def _read_anew(self) -> Iterator[None]:
+        _tls.cache_clear()
+        yield
+        _tls.cache_clear()
+
+    @pytest.mark.skipif(not shutil.which("openssl"), reason="makes the certificate")
+    def test_a_server_is_believed_by_them(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """One that the environment's own authorities vouch for, and no other."""
+        path = tmp_path / "both.pem"
+        made = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=mine"
+        names = ["-addext", "subjectAltName=DNS:localhost"]
+        command = ["openssl", *made.split(), *names, "-keyout", str(path), "-out", str(path)]
+        subprocess.run(command, check=True, capture_output=True)
+        with encrypted_server(path) as port:
+            with pytest.raises(TransientError, match=r"no connection: .*CERTIFICATE_VERIFY_FAILED"):
+                ask("openai", f"https://localhost:{port}/v1")
+            monkeypatch.setenv("SSL_CERT_FILE", str(path))
+            _tls.cache_clear()
+            assert ask("openai", f"https://localhost:{port}/v1") == b"{}"
+
+    def test_they_cannot_be_read(
+        self, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Nothing is sent; the variable to look at is named, and once mended it goes on."""
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "none.pem"))
+        with scripted_server(Says("yes")) as server:
+            with pytest.raises(PermanentError, match=r"SSL_CERT_FILE .*: FileNotFoundError"):
+                ask(name, server.base_url(name))
+            monkeypatch.delenv("SSL_CERT_FILE")
+            assert ask(name, server.base_url(name))
+            assert len(server.received) == 1
 
 
 class TestRetryAfter:

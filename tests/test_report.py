@@ -39,7 +39,9 @@ from runbook.report import figures
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
 from runbook.report.safe_text import Code, code, table
+from runbook.report.session import Unanswered
 from runbook.report.status import Sight, render_status
+from runbook.report.unanswered import read_unanswered, with_unanswered
 from runbook.report.view import SessionView, build_view
 from runbook.review import record_decision
 from runbook.state import Status
@@ -234,7 +236,7 @@ def test_pairs_that_could_not_be_compared_are_told() -> None:
             {},
             5,
             "a sentinel tripped",
-            "runbook review decide a-1 --action override --reason REASON --workspace /ws",
+            "runbook sentinel clear --reason REASON --workspace /ws",
         ),
         (
             {"params": {"trouble": {"kind": "raise", "at": 1}}},
@@ -331,7 +333,7 @@ def test_a_waiting_review_names_what_a_retry_may_change(retried: tuple[Plan, Wor
 
     status = render_status(view, Path("/ws"))
     assert "runbook review show pilot-2 --workspace /ws" in status
-    assert "NAME=NUMBER is one of t (0.1 to 1.0)" in status
+    assert "NAME=NUMBER is one of t (0.1 to 1)" in status
     assert "ACTION is retry, stop or override" in status
 
 
@@ -345,6 +347,72 @@ def test_a_decision_since_the_stop_leads_on(retried: tuple[Plan, Workspace]) -> 
     assert status.startswith("test: stopped, and decided since: retry (exit 3)\n")
     assert "review decide" not in status
     assert "pilot  to run again" in status
+    assert "It stopped for review pilot-2, asked because the gate failed" in status
+    assert "Decided: retry by Ann (a person): again" in status
+    assert "awaits" not in status
+    assert "waits for a person" not in status
+
+
+@pytest.mark.parametrize(
+    ("remedy", "told", "again"),
+    [
+        ("ask", "The same command asks it again.", True),
+        ("change", "once that is changed in the runbook and accepted", False),
+        ("decide", "", False),
+        ("", "", False),
+    ],
+)
+def test_why_the_reviewer_gave_no_answer_stands_at_the_top(
+    retried: tuple[Plan, Workspace], remedy: str, told: str, *, again: bool
+) -> None:
+    """Its error on one line, made harmless; whether it is asked again; and its page, linked."""
+    view = build_view(read_entries(retried[1]))
+    folder = retried[1].inside(view.reviews[0].path)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "error.txt").write_text(f"HTTP 401: \x1b[2J[bad](http://x) key\nmore {HOSTILE}")
+    (folder / "remedy.json").write_text(json.dumps({"remedy": remedy, "usd": None}))
+    view = with_unanswered(view, retried[1])
+
+    status = render_status(view, Path("/ws"))
+    head = render_report(view).partition("## Steps")[0]
+
+    assert "  Its reviewer gave no answer: HTTP 401: \\x1b[2J[bad](http://x) key\n" in status
+    assert "\nIts reviewer gave no answer: HTTP 401: " in head
+    assert r"\[bad\](http:\//x) key" in head
+    assert "more" not in head
+    page = f"{view.reviews[0].path}/report.md"
+    assert f"- Review: [{page}](./{page})" in head.split("\n")
+    assert f"/ws/{page}" in status
+    assert told in status
+    assert ("asks it again" in status) is bool(told)
+    assert ("without a decision it asks the reviewer again" in status) is again
+
+
+@pytest.mark.parametrize("remedy", ["[]", "{", '{"remedy": ["ask"], "usd": "1"}', '{"usd": -1}'])
+def test_a_remedy_that_is_none_is_not_told(tmp_path: Path, remedy: str) -> None:
+    """What the folder holds may be anything; only the error is then shown."""
+    (tmp_path / "error.txt").write_text("no answer came\n")
+    (tmp_path / "remedy.json").write_text(remedy)
+
+    assert read_unanswered(tmp_path) == Unanswered("no answer came")
+    assert read_unanswered(tmp_path / "none") is None
+
+
+def test_a_stop_by_a_reviewer_leads_with_its_reason_and_its_page() -> None:
+    """Who decided what and why, on one line, with a link to the evidence."""
+    word = ev.ReviewDecided("a-1", "stop", {}, "no use\n  fix: paste", "command x", person=False)
+    asked = ev.ReviewRequested("a-1", "a", 1, "gate failed", "reviews/x y")
+    low = result("m", Verdict.FAIL, value=0.1)
+    facts = (*ran("a"), judged("a", low, verdict="fail"), asked, word)
+    view = build_view(entries_of(started(), *facts, ev.SessionStopped("gate failed", 3, "a: low")))
+
+    status = render_status(view, Path("/ws")).split("\n")
+    head = render_report(view).partition("## Steps")[0].split("\n")
+
+    assert "  Decided: stop by command x (a program): no use fix: paste" in status
+    assert "Decided: stop by command x (a program): no use fix: paste" in head
+    assert [line for line in status if line.endswith("/ws/reviews/x y/report.md")]
+    assert "- Review: [reviews/x y/report.md](./reviews/x%20y/report.md)" in head
 
 
 def test_a_skipped_step_says_why(retried: tuple[Plan, Workspace]) -> None:

@@ -70,6 +70,7 @@ def test_a_kept_bench_is_shown(tmp_path: Path) -> None:
         "false_approvals": {"hits": 2, "of": 19, "interval": [0, 1]},
         "false_alarms": {"hits": 3, "of": 16, "interval": [0, 1]},
         "no_answer": 0,
+        "not_asked": 4,
         "usd": 1.234,
     }
     path.write_text(json.dumps({"reviewer": "openai <b>x", "total": total}))
@@ -81,7 +82,8 @@ def test_a_kept_bench_is_shown(tmp_path: Path) -> None:
         "0.105 (2/19)",
         "0.188 (3/16)",
         "0",
-        "1.23 USD",
+        "4",
+        "$1.23",
     ]
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 from cli_session import REVIEWED, call, write_runbook
 from test_diagnose import snapshot
+from test_showing import begin
 
+from runbook import events as ev
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
 
@@ -51,9 +53,10 @@ def test_programs_read_one_object_a_report(place: Workspace, capfd: Capture) -> 
 def test_a_reviews_page_is_printed_as_the_journal_has_it_now(
     place: Workspace, capfd: Capture
 ) -> None:
-    """The file is as old as the newest verdict; what is printed tells of a decision since."""
-    options = ["--action", "stop", "--reason", "enough", "--author", "Ann"]
-    call(capfd, "review", "decide", "a-2", *options, "--workspace", place.root)
+    """What is printed tells of a decision, also where the file beside it could not be written."""
+    word = ev.ReviewDecided("a-2", "stop", {}, "enough", "Ann", person=True)
+    with open_journal(place) as journal:
+        journal.append(word.to_body())
 
     told = call(capfd, "report", "a-2", "--workspace", place.root)
 
@@ -70,6 +73,26 @@ def test_nothing_is_written_and_no_lock_is_needed(place: Workspace, capfd: Captu
         for words in (["report"], ["report", "--json"], ["report", "a-2"], ["review", "list"]):
             assert call(capfd, *words, "--workspace", place.root).code == 0
         assert snapshot(place.root) == before
+
+
+def test_a_session_whose_executor_is_gone_is_not_told_to_run(
+    tmp_path: Path, capfd: Capture
+) -> None:
+    """The headline is the one that ``status`` has, for people and for programs."""
+    left = Workspace.at(tmp_path / "ws")
+    left.create()
+    with open_journal(left) as journal:
+        begin(journal)
+
+    told = call(capfd, "report", "--workspace", left.root).err
+    (session, step) = call(capfd, "report", "--json", "--workspace", left.root).lines
+
+    status = call(capfd, "status", "--workspace", left.root).err.splitlines()[0]
+    assert status == "small: not at work (its executor is gone); the same command goes on"
+    assert told.splitlines()[0] == status
+    assert f"small: {session['headline']}" == status
+    assert step["verdict"] == "interrupted"
+    assert "running" not in told
 
 
 def test_what_canaries_measured_is_told(place: Workspace, capfd: Capture) -> None:
@@ -90,7 +113,8 @@ def test_an_unknown_review_is_refused_with_those_there_are(
     told = call(capfd, "report", "a-9", "--workspace", place.root)
 
     assert told.code == 2
-    assert "there is no review 'a-9'\n  fix: there are: a-2" in told.err
+    said = "runbook report: there is no review 'a-9'\n  fix: there are: a-2"
+    assert said in told.err
 
 
 def test_a_workspace_without_a_session_has_no_report(tmp_path: Path, capfd: Capture) -> None:

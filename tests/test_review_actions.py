@@ -1,5 +1,6 @@
 """What follows on a review's answer: each action leads where the rules say, and nowhere else."""
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 from test_executor import execute, history, last_stop
 
+from agent.answer import UnusableError, answer_schema, instruction, read_answer
 from runbook import events as ev
 from runbook.contract import Criterion, Decision, Gate, Json, Range, ReviewRequest
 from runbook.errors import ConfigError
@@ -230,3 +232,52 @@ def test_all_that_a_model_said_is_on_record(workspace: Workspace) -> None:
 
     (decided,) = [f for f in known(workspace) if isinstance(f, ev.ReviewDecided)]
     assert (decided.concerns, decided.action_items, decided.confidence) == (("c",), ("i",), 0.4)
+
+
+@pytest.mark.parametrize("first", [1, 1.0])
+def test_a_parameter_stays_of_its_kind(workspace: Workspace, first: float) -> None:
+    """Set to 1, a fraction can still be set to 0.5 by the next review."""
+    step = make_step(
+        "a",
+        gate=GATE,
+        review_after=1,
+        retries=3,
+        params={"t": 0.7, "metrics": {"m": 0.1}},
+        adjustable={"t": Range(0.1, 1.0)},
+    )
+    retry = Decision("retry", "cooler", "scripted", person=False)
+    answers = [replace(retry, changes={"t": t}) for t in (first, 0.5)]
+    ask = Scripted(*answers, "stop")
+
+    assert execute(make_plan(step), workspace, ask) == 3
+
+    assert [type(a.params["t"]) for a in ask.asked[-1].attempts] == [float] * 3
+    assert [a.params["t"] for a in ask.asked[-1].attempts] == [0.7, 1.0, 0.5]
+
+
+def test_what_takes_whole_numbers_alone_is_told(workspace: Workspace) -> None:
+    """By the plan's own value; a fraction for it is no answer, and a whole one counts."""
+    step = make_step(
+        "a",
+        gate=GATE,
+        review_after=1,
+        retries=3,
+        params={"t": 0.7, "batches": 2, "metrics": {"m": 0.1}},
+        adjustable={"t": Range(0.1, 1.0), "batches": Range(1, 4)},
+    )
+    ask = Scripted("stop")
+    assert execute(make_plan(step), workspace, ask) == 3
+    (asked,) = ask.asked
+    assert asked.whole == ("batches",)
+    offered = answer_schema(asked)["properties"]["changes"]["properties"]
+    assert offered["batches"]["anyOf"][0] == {"type": "integer"}
+    assert offered["t"]["anyOf"][0] == {"type": "number"}
+    assert '"batches": {"min": 1, "max": 4, "whole": true}' in instruction(asked)
+
+    def reply(value: float) -> bytes:
+        told = {"action": "retry", "reason": "why", "changes": {"batches": value}}
+        return json.dumps(told).encode()
+
+    with pytest.raises(UnusableError, match="must be a whole number"):
+        read_answer(reply(2.5), asked)
+    assert read_answer(reply(3.0), asked).decision("m").changes == {"batches": 3}

@@ -12,6 +12,7 @@ from cli_session import call, write_runbook
 
 from agent.bench import (
     NO_ANSWER,
+    NOT_ASKED,
     REQUESTS,
     RIGHT,
     WRONG,
@@ -363,19 +364,37 @@ def paying(usd: float | None) -> Reviewer:
 def test_nothing_is_sent_beyond_the_cap(tmp_path: Path) -> None:
     """At 0.40 worst and 0.10 in truth, a cap of 0.75 USD pays for four requests."""
     answers = run_bench(paying(0.4), ALL, tmp_path, Purse(tmp_path, 0.75))
-    answered = [a for a in answers if a.outcome != NO_ANSWER]
-    assert len(answered) == 4
-    assert tally(answers).usd == pytest.approx(0.4)
+    assert [a.outcome for a in answers[4:]] == [NOT_ASKED] * (len(ALL) - 4)
+    assert {a.cause for a in answers[4:]} == {
+        "one request may cost $0.4000, and $0.3500 of the cap are left"
+    }
+    total = tally(answers)
+    assert (total.right.of, total.no_answer, total.not_asked) == (4, 0, len(ALL) - 4)
+    assert total.usd == pytest.approx(0.4)
     again = run_bench(paying(0.4), ALL, tmp_path, Purse(tmp_path, 0.75))
-    assert [a.outcome for a in again] == [NO_ANSWER] * len(ALL)
+    assert [a.outcome for a in again] == [NO_ANSWER] * 4 + [NOT_ASKED] * (len(ALL) - 4)
     assert tally(again).usd == pytest.approx(0.4)
 
 
 def test_the_declared_worst_case_holds_where_a_reviewer_names_none(tmp_path: Path) -> None:
     """Unsettled or settled without a figure, all that was reserved counts."""
     answers = run_bench(paying(None), ALL, tmp_path, Purse(tmp_path, 1.0, request_usd=0.3))
-    assert sum(a.outcome != NO_ANSWER for a in answers) == 3
+    assert sum(a.outcome != NOT_ASKED for a in answers) == 3
     assert tally(answers).usd == pytest.approx(0.9)
+
+
+def test_money_that_ends_amid_a_question_leaves_it_without_an_answer(tmp_path: Path) -> None:
+    """What was asked once counts, though what would have mended it could not be paid."""
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        refused = [request.account.reserve(key, 0.6) for key in ("question", "repair")]
+        (request.workspace / request.path).mkdir(parents=True)
+        (request.workspace / request.path / "error.txt").write_text(f"unread\n{refused[1]}\n")
+        return None
+
+    first, second = run_bench(ask, ALL[:2], tmp_path, Purse(tmp_path, 1.0))
+    assert (first.outcome, second.outcome) == (NO_ANSWER, NOT_ASKED)
+    assert first.cause.startswith("unread; one request may cost ")
 
 
 def test_a_request_whose_end_is_unknown_is_repeated_once(tmp_path: Path) -> None:
@@ -447,6 +466,7 @@ def test_the_verb_scores_a_program_and_keeps_the_result(
     assert "false alarms" in done.err
     assert not list(place.rglob("canaries.json"))
     assert {row["outcome"] for row in rows} <= {RIGHT, WRONG}
+    assert done.err.endswith(f"shown by: runbook report --workspace {place}\n")
 
 
 def test_without_a_workspace_nothing_is_left(
@@ -461,6 +481,73 @@ def test_without_a_workspace_nothing_is_left(
     assert done.code == 0
     assert done.lines[-1]["total"]["no_answer"] == 2
     assert list(scratch.iterdir()) == []
+
+
+def test_why_there_is_no_answer_is_told_with_its_count(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The distinct causes for people, the cause of each for programs; exit 0 as ever."""
+    path = runbook_of(tmp_path, "raise SystemExit(7)")
+    done = call(capfd, "review", "bench", "--runbook", path, "--limit", "4", "--json")
+    assert done.code == 0
+    assert done.err.endswith("no answer:\n  4 x the program exited with code 7\n")
+    assert "not right:" not in done.err
+    assert {row["cause"] for row in done.lines[:-1]} == {"the program exited with code 7"}
+
+
+def test_what_the_money_did_not_last_for_is_told_apart(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Neither wrong nor without an answer: it was not asked, and stands in no rate."""
+    path = runbook_of(tmp_path, stops(), max_usd=0.1)
+    named = ("review", "bench", "--runbook", path, "--limit", "5", "--max-usd", "0.15", "--json")
+    done = call(capfd, *named)
+    total = done.lines[-1]["total"]
+    assert (total["right"]["of"], total["no_answer"], total["not_asked"]) == (1, 0, 4)
+    assert "5 situations, $0.10\n" in done.err
+    told = "not asked:\n  4 x one request may cost $0.1000, and $0.0500 of the cap are left\n"
+    assert done.err.endswith(told)
+
+
+@pytest.mark.parametrize("key", [None, "", "  ", "two words"])
+def test_without_its_key_nothing_is_asked(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, key: str | None
+) -> None:
+    """It ends with 2 and names the variable, where a table of zeros would be taken for a score."""
+    monkeypatch.delenv("BENCH_API_KEY", raising=False)
+    if key is not None:
+        monkeypatch.setenv("BENCH_API_KEY", key)
+    named = ("review", "bench", "--provider", "openai", "--model", "tiny")
+    with scripted_server() as server:
+        # Not this machine by its name, though nothing listens elsewhere.
+        where = server.base_url("openai").replace("127.0.0.1", "bench.internal")
+        done = call(capfd, *named, "--base-url", where, "--api-key-env", "BENCH_API_KEY")
+        assert server.received == []
+    assert (done.code, done.out) == (2, "")
+    assert "nothing was asked: BENCH_API_KEY " in done.err
+    assert "fix: export BENCH_API_KEY=..." in done.err
+    assert "two words" not in done.err
+
+
+def test_without_its_program_nothing_is_asked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A program named by a path starts from the runbook's folder, and must be there."""
+    path = runbook_of(tmp_path, stops(), command=["./review.sh"])
+    done = call(capfd, "review", "bench", "--runbook", path)
+    assert (done.code, "there is no program ./review.sh" in done.err) == (2, True)
+
+
+@pytest.mark.parametrize("provider", ["human", "command", "oracle"])
+def test_only_providers_of_models_are_named_by_options(
+    capfd: pytest.CaptureFixture[str], provider: str
+) -> None:
+    """The fix offers what the option takes, and speaks of no option that was not given."""
+    done = call(capfd, "review", "bench", "--provider", provider)
+    assert done.code == 2
+    assert f"--provider: '{provider}' is no provider of models behind an API" in done.err
+    assert "use one of: openai, anthropic; a program is scored with --runbook" in done.err
+    assert "max_usd" not in done.err
 
 
 @pytest.mark.parametrize("provider", ["openai", "anthropic"])

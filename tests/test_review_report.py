@@ -1,5 +1,6 @@
 """A review's report: what was asked, on what evidence, what was decided, and whether it helped."""
 
+import json
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from test_report import HOSTILE, entries_of, judged, ran, result, shape, started
 
+from agent.canaries import Canaries, with_canaries
+from agent.review_files import ANSWERED, FAILED, ReviewFiles
 from gates.judge import judge_gate
 from runbook import events as ev
 from runbook.clock import SYSTEM
@@ -37,6 +40,7 @@ from runbook.report import plot
 from runbook.report.markdown import render_report
 from runbook.report.review_folder import Folder, read_folder
 from runbook.report.review_report import render_plot, render_review
+from runbook.report.review_requests import Note, paired, read_notes
 from runbook.report.view import Story, build_stories, build_view
 from runbook.review import record_decision
 from runbook.takeover import open_journal
@@ -107,6 +111,30 @@ def paid(*answers: Decision | None) -> Reviewer:
         return left.pop(0)
 
     return ask
+
+
+def noted(fails: str = "") -> Reviewer:
+    """Stops, as a model whose provider notes each request; before it another that fails."""
+
+    def ask(request: ReviewRequest) -> Decision:
+        files = ReviewFiles(request.workspace / request.path, bytes)
+        for model, cause in [("big", fails), ("small", "")] if fails else [("small", "")]:
+            key = f"{model} of {request.review_id}"
+            assert not request.account.reserve(key, 0.25)
+            sent = files.begin(key, key, "openai", model, 0.25)
+            request.account.settle(key, 0.0 if cause else 0.2)
+            files.end(sent, FAILED if cause else ANSWERED, cause)
+        return Decision("stop", "It is no use.", "openai small", person=False)
+
+    return ask
+
+
+def requests_of(page: str) -> list[list[str]]:
+    """The cells of the table of requests, without the time and the tokens."""
+    section = page.partition("## What it cost\n")[2].partition("\n## ")[0]
+    rows = [line for line in section.splitlines() if re.match(r"\| \d", line)]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    return [[row[2], row[3], *row[6:]] for row in cells]
 
 
 def report_of(place: Workspace, name: str) -> str:
@@ -317,6 +345,110 @@ def test_a_request_of_unknown_end_is_named_and_counted_at_its_worst() -> None:
     assert "| 900 " in text
 
 
+def test_a_request_that_failed_tells_its_cause_and_its_model(tmp_path: Path) -> None:
+    """After a fallback has answered the page still says who failed, and of what."""
+    place = run(pilot_plan(42), tmp_path / "ws", noted(fails="HTTP 401: the key is wrong"))
+
+    assert requests_of(report_of(place, "pilot_1")) == [
+        ["the review", "openai big", "$0.00", "failed: HTTP 401: the key is wrong"],
+        ["the review", "openai small", "$0.20", "answered"],
+    ]
+    assert verify(place).findings == ()
+
+
+def test_the_requests_of_canaries_are_told_from_the_real_one(tmp_path: Path) -> None:
+    """Of three rows that are alike two are marked."""
+    place = run(pilot_plan(42), tmp_path / "ws", with_canaries(noted(), Canaries()))
+
+    asked = [row[0] for row in requests_of(report_of(place, "pilot_1"))]
+    assert asked == ["a canary", "a canary", "the review"]
+
+
+@pytest.mark.parametrize(
+    ("decisions", "told"),
+    [
+        (("canaries/a", "canaries/b"), ["a canary", "a canary", "the review"]),
+        (("canaries/a",), ["a canary", "-", "-"]),
+        ((), ["the review"] * 3),
+    ],
+)
+def test_a_programs_requests_are_known_by_the_answers_that_were_taken(
+    tmp_path: Path, decisions: tuple[str, ...], told: list[str]
+) -> None:
+    """It notes no more than a key; where one canary has no answer, the others may be either."""
+    for name in ("canaries/a", "canaries/b") if decisions else ():
+        (tmp_path / name).mkdir(parents=True)
+    for name in decisions:
+        (tmp_path / name / "decision.json").write_text(json.dumps({"key": name}))
+    sent = [ev.RequestSent("a-1", key, 1, 0.1) for key in ("canaries/a", "canaries/b", "mine")]
+
+    page = render_review(story_of(*failed_pilot(), *sent), read_folder(tmp_path))
+
+    assert [row[0] for row in requests_of(page)] == told
+
+
+@pytest.mark.parametrize(
+    ("notes", "settled", "told"),
+    [
+        ([("sent", "lost"), ("answered", "")], [False, True], ["lost", "answered"]),
+        ([("answered", "")], [False, True], ["", "answered"]),
+        ([("failed", "401")], [True, False], ["401", ""]),
+        ([("sent", "lost")], [False, False], ["", ""]),
+        ([("sent", ""), ("failed", "429")], [True, True, False], ["", "", ""]),
+        ([], [True], [""]),
+    ],
+)
+def test_no_cause_is_put_to_a_request_that_may_not_be_its_own(
+    notes: list[tuple[str, str]], settled: list[bool], told: list[str]
+) -> None:
+    """Killed before a request left, its reservation has no note: the others keep theirs."""
+    known = [Note("k", "the review", "m", outcome, cause) for outcome, cause in notes]
+
+    found = paired(["k"] * len(settled), settled, known)
+
+    assert [note.cause or note.outcome for note in found] == told
+    assert {note.asks for note in found} == {"the review"}
+
+
+def test_the_journal_alone_says_whether_a_request_ended() -> None:
+    """A note of an answer of which no end is on record makes it no settled one."""
+    story = story_of(*failed_pilot(), ev.RequestSent("a-1", "k", 1, 0.25))
+    notes = (Note("k", "the review", "m", "answered"),)
+
+    page = render_review(story, Folder(requests=notes))
+
+    ends = ["the review", "m", "$0.25", "its end is not known; the worst is assumed"]
+    assert requests_of(page) == [ends]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "[" * 100_000,
+        '{"requests": 1}',
+        '{"requests": [1, null, {"key": 1}, {"key": ["k"]}, {"provider": "p"}]}',
+        '{"requests": [{"key": "k", "model": "m"}], "more": "' + "x" * (1 << 20) + '"}',
+    ],
+    ids=range(6),
+)
+def test_notes_that_have_not_their_form_are_none(tmp_path: Path, text: str) -> None:
+    """Another type, another shape, or more than such a file ever holds."""
+    (tmp_path / "requests.json").write_text(text)
+
+    assert read_notes(tmp_path) == ()
+
+
+def test_a_pipe_in_place_of_the_notes_is_not_waited_for(tmp_path: Path) -> None:
+    """Neither in the review's folder nor in a canary's."""
+    (tmp_path / "canaries/a").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "canaries/a"):
+        os.mkfifo(folder / "requests.json")
+
+    assert read_notes(tmp_path) == (Note("", "a canary"),)
+
+
 def test_a_steps_own_question_is_shown_with_its_answer() -> None:
     """It stands as it was asked, and the session went on."""
     step = make_step("a")
@@ -355,12 +487,16 @@ def hostile_story(text: str) -> tuple[Story, Folder]:
         ended,
         judged("a", bad, verdict="fail"),
         ev.ReviewRequested("a-1", "a", 1, text, text, (text, "retry")),
+        ev.RequestSent("a-1", "k", 1, 0.25),
+        ev.RequestSettled("a-1", "k", 1, 0.0),
+        ev.RequestSent("a-1", "k", 2, 0.25),
         word,
         ev.StepStarted("a", 2, 1, {"p": text + "2"}, "o", ""),
         replace(ended, attempt=2),
         judged("a", bad, attempt=2, verdict="fail"),
     )
-    return story_of(*known), Folder(text, (("as it came", f"response-{text}"),))
+    notes = tuple(Note("k", "the review", text, outcome, text) for outcome in ("failed", "sent"))
+    return story_of(*known), Folder(text, (("as it came", f"response-{text}"),), notes)
 
 
 def links_of(page: str) -> list[str]:

@@ -1,18 +1,36 @@
 """Reviews on the command line: read at any time, answered once, and only within bounds."""
 
 import re
+import shlex
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cli_session import REVIEWED, Called, call, write_runbook
+from test_diagnose import snapshot
 
 from runbook import events as ev
+from runbook import review
+from runbook.errors import ConfigError, NeedsPersonError
 from runbook.journal import facts, read_entries
+from runbook.projection import Projector
+from runbook.schema import load_plan
 from runbook.takeover import open_journal
+from runbook.verify import Finding, verify
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
+KILLED = """
+import os, signal
+from pathlib import Path
+from runbook.takeover import open_journal
+from runbook.workspace import Workspace
+with open_journal(Workspace(Path({root!r}))):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 class Session:
@@ -21,13 +39,13 @@ class Session:
     def __init__(self, folder: Path, capfd: Capture, params: dict[str, Any]) -> None:
         self.spec = write_runbook(folder, params)
         self.place = Workspace.at(folder / "ws")
-        self._capfd = capfd
+        self.capfd = capfd
 
     def run(self, *more: str) -> Called:
-        return call(self._capfd, "run", self.spec, "--workspace", self.place.root, *more)
+        return call(self.capfd, "run", self.spec, "--workspace", self.place.root, *more)
 
     def review(self, *arguments: str) -> Called:
-        return call(self._capfd, "review", *arguments, "--workspace", self.place.root)
+        return call(self.capfd, "review", *arguments, "--workspace", self.place.root)
 
     def decide(self, action: str, *more: str, review: str = "a-2", reason: str = "why") -> Called:
         options = ("--action", action, "--reason", reason, "--author", "me")
@@ -35,6 +53,10 @@ class Session:
 
     def facts(self) -> tuple[ev.Event, ...]:
         return facts(read_entries(self.place))
+
+    def doubts(self) -> tuple[tuple[Finding, ...], tuple[str, ...]]:
+        found = verify(self.place)
+        return found.findings, found.notes
 
 
 @pytest.fixture
@@ -90,6 +112,109 @@ def test_a_stop_ends_the_session_and_an_override_may_follow(waiting: Session) ->
     assert waiting.run().code == 6
 
 
+@pytest.mark.parametrize("action", ["stop", "retry", "override"])
+def test_the_pages_tell_of_a_decision_at_once(waiting: Session, action: str) -> None:
+    """Nothing may run after it; each file is vouched for, then and by the run that follows."""
+    (page,) = waiting.place.reviews.glob("*/report.md")
+    assert page.read_text("utf-8").startswith("# Review a-2: open\n")
+
+    assert waiting.decide(action, reason="seen by eye").code == 0
+
+    told, report = page.read_text("utf-8"), waiting.place.report.read_text("utf-8")
+    assert told.startswith(f"# Review a-2: {action}; ")
+    assert "> seen by eye" in told
+    assert f"decided since: {action} (exit 3)" in report.split("\n")[0]
+    assert f"{action} by me" in report
+    assert waiting.doubts() == ((), ())
+    waiting.run()
+    assert waiting.doubts() == ((), ())
+
+
+def test_what_a_decision_does_not_write_stays_vouched_for(waiting: Session) -> None:
+    """The manifest is the executor's as before; it and the pages are missed when changed."""
+    (manifest,) = waiting.place.artifacts.glob("session_manifest_*.json")
+    before = manifest.read_bytes()
+    waiting.decide("stop")
+    assert manifest.read_bytes() == before
+
+    (page,) = waiting.place.reviews.glob("*/report.md")
+    for path in (manifest, page, waiting.place.report):
+        path.write_bytes(path.read_bytes() + b" ")
+    changed = {finding.where for finding in verify(waiting.place).findings}
+    assert {waiting.place.root / where for where in changed} == {
+        manifest,
+        page,
+        waiting.place.report,
+    }
+
+
+def test_after_a_writer_that_was_killed_the_pages_are_not_vouched_for(waiting: Session) -> None:
+    """Nobody knows what it had shown, and the note that says so stays."""
+    killed = [sys.executable, "-c", KILLED.format(root=str(waiting.place.root))]
+    assert subprocess.run(killed, check=False, timeout=60).returncode == -signal.SIGKILL
+
+    assert waiting.decide("stop").code == 0
+
+    found = verify(waiting.place)
+    assert found.findings == ()
+    assert "report.md and the session manifest are written anew by a resume" in found.notes
+
+
+def test_a_disk_too_full_for_the_pages_takes_nothing_from_a_decision(
+    waiting: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is on record; the next run writes them."""
+
+    def full(*_: object) -> None:
+        raise NeedsPersonError("the volume is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Projector, "decision", full)
+        assert waiting.decide("stop").code == 0
+
+    assert waiting.review("list", "--json").lines[0]["open"] is False
+    waiting.run()
+    (page,) = waiting.place.reviews.glob("*/report.md")
+    assert page.read_text("utf-8").startswith("# Review a-2: stop; ")
+
+
+def test_a_stop_leaves_an_override_open_and_nothing_else(waiting: Session) -> None:
+    """What is shown and what is refused agree, and the command can be pasted."""
+    assert "## How to answer" in waiting.review("show", "a-2").err
+    waiting.decide("stop", reason="enough")
+
+    shown = waiting.review("show", "a-2").err
+    assert shown.startswith("# a, attempt 2: fail (gate failed)")
+    assert "## How to answer" not in shown
+    assert "a retry may change" not in shown
+    assert "may be answered with" not in shown
+    command = "runbook review decide a-2 --action override --reason REASON"
+    assert f"\nstill open to a person: override\n  {command} --workspace" in shown
+
+    told = waiting.decide("retry").err
+    assert "error: review a-2: it is decided already: stop by me: enough\n" in told
+    assert f"fix: only an override is still open, to a person: {command} --workspace" in told
+    (line,) = [part.strip() for part in shown.splitlines() if part.strip().startswith(command)]
+    words = ["a false alarm" if word == "REASON" else word for word in shlex.split(line)]
+    assert call(waiting.capfd, *words[1:]).code == 0
+
+    shown = waiting.review("show", "a-2").err
+    assert "still open" not in shown
+    assert "'runbook review list'" in waiting.decide("override").err
+
+
+def test_a_superseded_stop_leaves_nothing_open(waiting: Session) -> None:
+    """A changed plan had it judged again, so its own review is the one to answer."""
+    waiting.decide("stop")
+    spec = waiting.spec.with_name("a.yaml")
+    spec.write_text(spec.read_text().replace('"at_least": 0.5', '"at_least": 0.4'))
+    assert waiting.run("--accept-changes", "too strict").code == 3
+
+    assert "still open to a person" not in waiting.review("show", "a-2").err
+    assert "'runbook review list'" in waiting.decide("override").err
+    assert "may be answered with" in waiting.review("show", "a-2-2").err
+
+
 def test_reviews_as_json_are_one_object_each(waiting: Session) -> None:
     """A program reads what may be answered, the ranges, the question and the decisions."""
     (listed,) = waiting.review("list", "--json").lines
@@ -135,26 +260,39 @@ def test_the_newest_review_is_listed_last(tmp_path: Path, capfd: Capture) -> Non
 def test_a_decision_that_cannot_stand_is_not_recorded(
     waiting: Session, action: str, change: str, said: str
 ) -> None:
-    """The person is told what would be allowed; exit 2, and the journal is as it was."""
-    before = waiting.place.segment(1).read_bytes()
+    """The person is told what would be allowed; exit 2, and not one byte is written."""
+    before = snapshot(waiting.place.root)
 
     told = waiting.decide(action, *(["--change", change] if change else []))
 
     assert (told.code, told.out) == (2, "")
     assert said in told.err
-    assert waiting.place.segment(1).read_bytes() == before
+    assert snapshot(waiting.place.root) == before
 
 
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (" ", "a decision needs a reason"),
+        ("REASON", "REASON stands in the command for a person's own words"),
+        (" TEXT ", "TEXT stands in the command for a person's own words"),
+    ],
+)
 @pytest.mark.parametrize("action", ["override", "retry", "stop"])
-def test_a_decision_needs_a_reason(waiting: Session, action: str) -> None:
-    """Who decides says why; nothing is recorded without."""
-    before = waiting.place.segment(1).read_bytes()
+def test_a_decision_needs_a_reason(waiting: Session, action: str, reason: str, said: str) -> None:
+    """Who decides says why; nothing is recorded without, or with the word of the template."""
+    before = snapshot(waiting.place.root)
 
-    told = waiting.decide(action, reason=" ")
+    told = waiting.decide(action, reason=reason)
 
     assert told.code == 2
-    assert "a decision needs a reason" in told.err
-    assert waiting.place.segment(1).read_bytes() == before
+    assert f"error: --reason: {said}\n" in told.err
+    assert snapshot(waiting.place.root) == before
+
+
+def test_a_reason_may_hold_the_words_that_stand_for_one(waiting: Session) -> None:
+    """Only the bare word is no reason."""
+    assert waiting.decide("stop", reason="the REASON is in the TEXT").code == 0
 
 
 def test_an_unknown_review_is_refused_with_those_there_are(waiting: Session) -> None:
@@ -179,13 +317,13 @@ def test_a_review_is_decided_once(waiting: Session, goes_on_first: bool) -> None
     waiting.decide("retry")
     if goes_on_first:
         waiting.run()
-    before = waiting.place.segment(1).read_bytes()
+    before = snapshot(waiting.place.root)
 
     told = waiting.decide("stop")
 
     assert told.code == 2
     assert "decided already: retry by me: why" in told.err
-    assert waiting.place.segment(1).read_bytes() == before
+    assert snapshot(waiting.place.root) == before
 
 
 def test_the_overrides_of_the_start_hold_for_the_decision(tmp_path: Path, capfd: Capture) -> None:
@@ -215,14 +353,45 @@ def test_a_runbook_that_changed_is_refused_with_the_field(waiting: Session) -> N
     """A decision about one plan does not count for another."""
     spec = waiting.spec.with_name("a.yaml")
     spec.write_text(spec.read_text().replace('"at_least": 0.5', '"at_least": 0.4'))
-    before = waiting.place.segment(1).read_bytes()
+    before = snapshot(waiting.place.root)
 
     told = waiting.decide("retry")
 
     assert told.code == 2
     assert "the runbook changed since this session began" in told.err
     assert "at_least: 0.5 -> 0.4" in told.err
-    assert waiting.place.segment(1).read_bytes() == before
+    assert snapshot(waiting.place.root) == before
+
+
+def test_of_two_decisions_made_at_once_the_first_stands(
+    waiting: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before the journal was opened is judged again with it open."""
+    plan = load_plan(waiting.spec)
+    known = read_entries(waiting.place)
+    waiting.decide("stop")
+    monkeypatch.setattr(review, "read_entries", lambda _: known)
+    word = ev.ReviewDecided("a-2", "retry", {}, "why", "you", person=True)
+
+    with pytest.raises(ConfigError, match=r"^review a-2: it is decided already: stop\n"):
+        review.record_decision(plan, waiting.place, word)
+
+    assert [f.action for f in waiting.facts() if isinstance(f, ev.ReviewDecided)] == ["stop"]
+
+
+def test_a_reviewers_words_forge_no_line_of_an_error(waiting: Session) -> None:
+    """A reason of two lines stands on one, and what moves a cursor is spelled out."""
+    words = "no\n  fix: run 'rm -r ws'\x1b[2J"
+    word = ev.ReviewDecided("a-2", "stop", {}, words, "model\n  fix: x", person=False)
+    with open_journal(waiting.place) as journal:
+        journal.append(word.to_body())
+
+    told = waiting.decide("retry").err
+
+    fixes = [line for line in told.splitlines() if line.lstrip().startswith("fix:")]
+    assert len(fixes) == 1
+    assert "only an override" in fixes[0]
+    assert "no fix: run 'rm -r ws'\\x1b[2J" in told
 
 
 def test_nobody_decides_while_an_executor_runs(waiting: Session) -> None:
@@ -292,6 +461,9 @@ def test_what_a_model_left_open_is_shown_and_a_person_decides_it(waiting: Sessio
     assert "the verdict was fail" in shown
     assert "may be answered with: retry, stop, override" in shown
 
+    again = waiting.decide("needs_human").err
+    assert "a-2: it is decided already: needs_human by model-x: I cannot tell\n" in again
+    assert "fix: it may be answered with: retry, stop, override" in again
     assert waiting.decide("retry", "--change", "t=0.3").code == 0
     assert waiting.run().code == 0
     authors = [d["author"] for d in waiting.review("list", "--json").lines[0]["decisions"]]

@@ -350,6 +350,10 @@ REVIEWER_ERRORS = [
     (_MODEL + "base_url: @'ftp://x/v1'}", "is not a URL of a server", "https://host/v1"),
     (_MODEL + "base_url: @'https://x:y/v1'}", "is not a URL", "https://host/v1"),
     (_MODEL + "base_url: @'http://api.example.org'}", "by plain http to a public", "write https"),
+    *(
+        (_MODEL + f"base_url: @'http://{host}/v1'}}", "by plain http to a public", "write https")
+        for host in ("api\u3002openai\u3002com", "169.254.169.254", "0.0.0.0", "203.0.113.5")
+    ),
     (_MODEL + "base_url: @'https://x/v1?key=1'}", "ends with its path", "take away"),
     (_MODEL + "api_key_env: @MY_LLM}", "does not say that its value is a secret", "_API_KEY"),
     (_MODEL + "api_key_env: @'sk-abc def'}", "no variable's name", "name of the variable"),
@@ -358,7 +362,7 @@ REVIEWER_ERRORS = [
     (_MODEL + "unknown_requests: @4}", "4 is above 3", "use 3 or less"),
     (
         "@" + _MODEL + "context_tokens: 4000}",
-        "leaves less than 1000 tokens",
+        "leaves less than 2000 tokens",
         "raise context_tokens",
     ),
     (_MODEL + "canaries: {share: @2}}", "2 is above 1", "use 1.0 or less"),

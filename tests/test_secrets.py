@@ -15,8 +15,11 @@ from cli_session import call, write_runbook
 from hypothesis import given
 from hypothesis import strategies as st
 
+from agent import model_reviewer
 from agent.answer import read_answer
 from agent.command import reviewer
+from agent.provider import Served
+from agent.scripted_server import Says, Sends, scripted_server
 from runbook.errors import ConfigError
 from runbook.redact import (
     LONGEST_LINE,
@@ -91,6 +94,10 @@ def test_every_spelling_is_taken_out(redactor: Redactor, before: str, after: str
         ("postgresql+psycopg://me:pw@host/x", "postgresql+psycopg://[secret]@host/x"),
         ("git@host:x ssh://git@host/x", "git@host:x ssh://git@host/x"),
         ("https://host/x?mail=a@b see c@d", "https://host/x?mail=a@b see c@d"),
+        ("<a href=https://host>me@host</a>", "<a href=https://host>me@host</a>"),
+        ('["https://host:1","x://a:1","me@host"]', '["https://host:1","x://a:1","me@host"]'),
+        ('["https://me:pw@host","a@b"]', '["https://[secret]@host","a@b"]'),
+        (r'"\"https://host\"me@host"', r'"\"https://host\"me@host"'),
     ],
 )
 def test_credentials_within_a_url(text: str, shown: str) -> None:
@@ -135,6 +142,24 @@ def test_short_values_and_paths_are_left_alone() -> None:
     environ = {"API_KEY": "1234567", "SOURCE": OTHER, "HOME": "/home/me/x"}
     declared = {"MINE": OTHER, "CACHE": "/home/me/x", "MODE": "a-fixed-word"}
     assert session_secrets(environ, declared) == {"MINE": OTHER}
+
+
+@pytest.mark.parametrize("around", ["{}\n", "\r\n{}\r\n", " {} ", "\t{}"])
+def test_white_space_around_a_secret_does_not_count(around: str, folder: Path) -> None:
+    """A file read whole ends in a line break, which is taken off before a key is sent."""
+    environ = {"HF_TOKEN": around.format(CANARY), "SOURCE": around.format(OTHER)}
+    known = session_secrets(environ, {"MINE": environ["SOURCE"]})
+    redactor = Redactor(known)
+    for whole in (f"<{CANARY}|{OTHER}>", f"<{environ['HF_TOKEN']}|{environ['SOURCE']}>"):
+        raw = whole.encode()
+        texts = [whole, json.dumps(whole), quote(whole), raw.hex(), base64.b64encode(raw).decode()]
+        for text in texts:
+            assert leaks(text.encode(), CANARY, OTHER)
+            assert leaks(redactor.text(text).encode(), CANARY, OTHER) == []
+        assert leaks(LineFilter(redactor).feed(raw + b"\n"), CANARY, OTHER) == []
+    put(folder, "a.yaml", "params", "note", value=f"Bearer {CANARY}")
+    with pytest.raises(ConfigError, match="the environment variable 'HF_TOKEN' stands here"):
+        load_plan(folder / "runbook.yaml", environ=environ)
 
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.text(st.sampled_from("ab\n\r ")))
@@ -239,6 +264,29 @@ def test_a_reviewers_words_are_filtered_before_they_are_kept(
     assert leaks(told, CANARY, OTHER, "me:pw@") == []
     assert b"[secret DB_PASSWORD]" in written["stderr.log"]
     assert read_answer(written["response.txt"], asked)
+
+
+def test_a_key_with_a_line_break_is_kept_out_of_what_a_model_brings(tmp_path: Path) -> None:
+    """A server that quotes the key it was sent, and a model that says it, leave none on disk."""
+    environ = {"THE_API_KEY": f"{OTHER}\n"}
+    redact = Redactor(secrets_in(environ)).data
+    declared = {"provider": "openai", "model": "tiny", "api_key_env": "THE_API_KEY"}
+    limits = {"timeout_s": 20.0, "max_output_tokens": 500, "context_tokens": 20_000}
+    said: dict[str, Any] = {"action": "stop", "reason": f"the key is {OTHER}", "changes": {}}
+    said |= {"concerns": [], "action_items": [], "confidence": 0.5}
+    refusal = json.dumps({"error": {"message": f"no such key: {OTHER}"}}).encode()
+    with scripted_server(Sends(refusal, 401), Says(json.dumps(said))) as server:
+        served = Served.of({**declared, **limits, "base_url": server.base_url("openai")})
+        asked = make_review_request(tmp_path)
+        ask = model_reviewer.reviewer([served], redact=redact, environ=environ)
+        assert ask(asked) is None
+        assert "HTTP 401" in (tmp_path / asked.path / "error.txt").read_text()
+        decision = ask(asked)
+        assert server.received[0].headers["authorization"] == f"Bearer {OTHER}"
+    assert decision is not None
+    assert decision.reason == "the key is [secret THE_API_KEY]"
+    written = b"".join(path.read_bytes() for path in (tmp_path / asked.path).iterdir())
+    assert leaks(written, OTHER) == []
 
 
 # A whole session

@@ -11,6 +11,7 @@ from runbook import events as ev
 from runbook.journal import facts, read_entries
 from runbook.workspace import Workspace
 
+SHOW = ("review", "show", "a-1")
 Capture = pytest.CaptureFixture[str]
 
 
@@ -58,10 +59,11 @@ def test_a_person_clears_it_and_the_session_ends_with_six(tripped: Tripped) -> N
 def test_the_command_is_told_and_can_be_pasted(tripped: Tripped, verb: str) -> None:
     """Wherever a person looks, the line stands as it is to be typed, but for the reason."""
     screen = tripped.run().err if verb == "run" else tripped.call(*verb.split()).err
-    (line,) = [part for part in screen.splitlines() if "sentinel clear --reason REASON" in part]
+    lines = [part.strip() for part in screen.splitlines()]
+    (line,) = [part for part in lines if part.startswith("runbook sentinel clear")]
     command = shlex.split(line.partition(" && ")[0])
-    assert command[:3] == ["runbook", "sentinel", "clear"]
-    assert tripped.call(*command[1:-2]).code == 0
+    assert command[:5] == ["runbook", "sentinel", "clear", "--reason", "REASON"]
+    assert tripped.call(*command[1:4], "seen by eye").code == 0
     assert tripped.run().code == 6
 
 
@@ -76,19 +78,22 @@ def test_it_is_not_overridden_as_a_gate_is(tripped: Tripped) -> None:
 
 
 def test_after_a_stop_it_can_still_be_cleared(tripped: Tripped) -> None:
-    """The answer to the review is advice; clearing is another act."""
-    told = tripped.call("review", "decide", "a-1", "--action", "stop", "--reason", "bad base")
-    assert (told.code, tripped.run().code) == (0, 5)
+    """The answer to the review is advice; clearing is another act, and the review names it."""
+    decide = ("review", "decide", "a-1", "--reason", "bad base", "--action")
+    assert (tripped.call(*decide, "stop").code, tripped.run().code) == (0, 5)
+    command = "runbook sentinel clear --reason REASON"
+    assert f"still open to a person: override\n  {command}" in tripped.call(*SHOW).err
+    assert f"to a person: {command}" in tripped.call(*decide, "stop").err
     assert tripped.call("sentinel", "clear", "--reason", "found harmless").code == 0
     assert tripped.run().code == 6
 
 
-@pytest.mark.parametrize("reason", ["", " \n"])
+@pytest.mark.parametrize("reason", ["", " \n", "REASON"])
 def test_it_needs_a_reason(tripped: Tripped, reason: str) -> None:
-    """Without one nothing is recorded."""
+    """Without one, or with the word that stands for it, nothing is recorded."""
     told = tripped.call("sentinel", "clear", "--reason", reason)
     assert (told.code, tripped.decided()) == (2, [])
-    assert "a decision needs a reason" in told.err
+    assert "--reason: " in told.err
 
 
 def test_where_none_tripped_there_is_nothing_to_clear(tmp_path: Path, capfd: Capture) -> None:

@@ -1,12 +1,15 @@
 """The verb that scores a reviewer on the recorded situations: ``runbook review bench``.
 
-Rule: it measures, so a bad reviewer is no error; what it may spend is capped before the first
-request. With a workspace the result is kept there for the report, and the same command again goes
-on where it was; without one all of it is gone in the end.
+Rule: it measures, so a bad reviewer is no error, but one that cannot be asked at all is; what it
+may spend is capped before the first request. With a workspace the result is kept there for the
+report, and the same command again goes on where it was; without one all of it is gone in the end.
 """
 
+import os
 import re
+import shlex
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -26,7 +29,16 @@ _MAX_USD = 5.0
 _SITUATIONS = "specs/review_bench"
 _SHIPPED = "specs/quickstart/runbook.yaml"
 """What a reviewer named by options borrows the rest of its runbook from."""
-_HEADER = ("topic", "right", "95 % interval", "false approvals", "false alarms", "no answer")
+_HEADER = (
+    "topic",
+    "right",
+    "95 % interval",
+    "false approvals",
+    "false alarms",
+    "no answer",
+    "not asked",
+)
+_MOST_CAUSES = 5
 
 
 def bench(
@@ -93,15 +105,18 @@ def bench(
         answer({k: v for k, v in document.items() if k != "answers"})
     say("\n".join(_table(document)))
     if workspace is not None:
-        say(f"kept in {kept}")
+        shown = shlex.join(["runbook", "report", "--workspace", str(workspace)])
+        say(f"kept in {kept}; shown by: {shown}")
 
 
 def _plan(runbook: Path | None, named: dict[str, Json], request_usd: float) -> "Plan":
     """A plan whose reviewer is the one to score, without canaries.
 
     Raises:
-        ConfigError: both a runbook and options name a reviewer, or neither; or it is a person.
+        ConfigError: both a runbook and options name a reviewer, or neither; it is a person; or it
+            cannot be asked, for want of its key or its program.
     """
+    from runbook.reviewer_check import trouble_asking  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.template import HOME  # noqa: PLC0415 - start-up stays light
 
@@ -120,8 +135,14 @@ def _plan(runbook: Path | None, named: dict[str, Json], request_usd: float) -> "
     if plan.reviewer["provider"] == "human":
         raise ConfigError(
             "its reviewer is a person, who cannot be scored",
-            where=str(runbook or "--provider"),
+            where=str(runbook),
             fix="declare another reviewer in the runbook, or give --provider and --model",
+        )
+    if trouble := trouble_asking(plan.reviewer, plan.runbook.parent, os.environ):
+        raise ConfigError(
+            f"nothing was asked: {trouble.found}",
+            where=str(runbook or "runbook review bench"),
+            fix=trouble.fix,
         )
     reviewer = {name: value for name, value in plan.reviewer.items() if name != "canaries"}
     return replace(plan, reviewer=reviewer)
@@ -131,9 +152,17 @@ def _declared(named: dict[str, Json], request_usd: float) -> Mapping[str, Json]:
     """What a runbook's section of these options would be. Raises ConfigError, naming the option."""
     from pydantic import ValidationError  # noqa: PLC0415 - start-up stays light
 
+    from runbook.problems import quoted  # noqa: PLC0415 - start-up stays light
     from runbook.schema_resolve import resolve_reviewer  # noqa: PLC0415 - start-up stays light
-    from runbook.schema_reviewer import ReviewerModel  # noqa: PLC0415 - start-up stays light
+    from runbook.schema_reviewer import SERVED, ReviewerModel  # noqa: PLC0415 - as above
 
+    if named.get("provider") not in SERVED:
+        said = f"{quoted(named['provider'])} is" if "provider" in named else "a model is named, and"
+        raise ConfigError(
+            f"{said} no provider of models behind an API",
+            where="--provider",
+            fix=f"use one of: {', '.join(SERVED)}; a program is scored with --runbook",
+        )
     try:
         return resolve_reviewer(ReviewerModel.model_validate({**named, "max_usd": request_usd}))
     except ValidationError as error:
@@ -189,6 +218,7 @@ def _counted(found: "Tally") -> dict[str, Json]:
         "false_approvals": _rate(found.false_approvals),
         "false_alarms": _rate(found.false_alarms),
         "no_answer": found.no_answer,
+        "not_asked": found.not_asked,
         "usd": round(found.usd, 6),
     }
 
@@ -200,22 +230,39 @@ def _rate(count: "Count") -> dict[str, Json]:
 
 
 def _table(document: Mapping[str, Json]) -> list[str]:
+    from runbook.budget import dollars  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import columns, one_line  # noqa: PLC0415 - start-up stays light
 
     rows = [_line(topic, found) for topic, found in document["topics"].items()]
     rows.append(_line("all", document["total"]))
-    wrong = [row for row in document["answers"] if row["outcome"] != "right"]
-    head = f"{document['reviewer']}: {document['situations']} situations, "
-    told = [
-        f"  {row['situation']}: {row['action'] or 'no answer'}"
+    by_outcome: dict[str, list[Json]] = {}
+    for row in document["answers"]:
+        by_outcome.setdefault(row["outcome"], []).append(row)
+    wrong = [
+        f"  {row['situation']}: {row['action']}"
         + (f" ({one_line(row['mistake'])})" if row["mistake"] else "")
-        for row in wrong
+        for row in by_outcome.get("wrong", [])
     ]
+    head = f"{document['reviewer']}: {document['situations']} situations, "
     return [
-        f"{head}{document['total']['usd']:.4f} USD",
+        f"{head}{dollars(document['total']['usd'])}",
         *columns([_HEADER, *rows]),
-        *(["not right:", *told] if told else []),
+        *(["not right:", *wrong] if wrong else []),
+        *_causes("no answer", by_outcome),
+        *_causes("not asked", by_outcome),
     ]
+
+
+def _causes(outcome: str, by_outcome: Mapping[str, Sequence[Json]]) -> list[str]:
+    """Why, and how often; the most frequent first."""
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
+
+    counts = Counter(one_line(row["cause"]) for row in by_outcome.get(outcome, []))
+    most = counts.most_common(_MOST_CAUSES)
+    rest = counts.total() - sum(times for _, times in most)
+    lines = [f"  {times} x {cause}" for cause, times in most]
+    lines += [f"  {rest} x of other causes; --json has them"] if rest else []
+    return [f"{outcome}:", *lines] if lines else []
 
 
 def _line(topic: str, found: Mapping[str, Json]) -> tuple[str, ...]:
@@ -223,7 +270,8 @@ def _line(topic: str, found: Mapping[str, Json]) -> tuple[str, ...]:
 
     counts = ("right", "false_approvals", "false_alarms")
     right, *false = (share_of_counts(found[name]["hits"], found[name]["of"]) for name in counts)
-    return (topic, right, interval(found["right"]["interval"]), *false, str(found["no_answer"]))
+    without = str(found["no_answer"]), str(found["not_asked"])
+    return (topic, right, interval(found["right"]["interval"]), *false, *without)
 
 
 def _label(plan: "Plan") -> str:

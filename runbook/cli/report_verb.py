@@ -2,7 +2,7 @@
 
 Rule: what is listed is read from the journal, so it may be asked for while an executor runs, and on
 a workspace that cannot be written to. A review's page is rendered anew, since the file beside it is
-as old as the newest verdict.
+as old as the newest verdict or decision.
 """
 
 from typing import TYPE_CHECKING, Annotated
@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
-from runbook.cli.showing import read_session, reading_errors
+from runbook.cli.showing import look, read_session, reading_errors
 from runbook.contract import Json
 
 if TYPE_CHECKING:
     from runbook.report.session import ReviewView, SessionView, StepView
+    from runbook.report.status import Sight
     from runbook.workspace import Workspace
 
 
@@ -31,14 +32,15 @@ def report(
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    view = read_session(place)
     if review_id:
-        _print_review(place, view, review_id, as_json=as_json)
-    elif as_json:
-        for document in _documents(place, view):
+        _print_review(place, read_session(place), review_id, as_json=as_json)
+        return
+    view, sight = look(place)
+    if as_json:
+        for document in _documents(place, view, sight):
             answer(document)
     else:
-        say("\n".join(_lines(place, view)))
+        say("\n".join(_lines(place, view, sight)))
 
 
 def _print_review(place: "Workspace", view: "SessionView", name: str, *, as_json: bool) -> None:
@@ -48,7 +50,7 @@ def _print_review(place: "Workspace", view: "SessionView", name: str, *, as_json
     from runbook.report.review_report import REPORT, render_review  # noqa: PLC0415 - as above
     from runbook.report.view import build_stories  # noqa: PLC0415 - start-up stays light
 
-    review = find_review(view, name)
+    review = find_review(view, name, "runbook report")
     with reading_errors(place):
         stories = build_stories(read_entries(place))
     story = next(s for s in stories if s.review.review_id == review.review_id)
@@ -60,15 +62,16 @@ def _print_review(place: "Workspace", view: "SessionView", name: str, *, as_json
         say(text.rstrip())
 
 
-def _documents(place: "Workspace", view: "SessionView") -> list[dict[str, Json]]:
+def _documents(place: "Workspace", view: "SessionView", sight: "Sight") -> list[dict[str, Json]]:
     """One object for each report: the session's, its steps', its reviews'."""
-    from runbook.report.outcome import title, word  # noqa: PLC0415 - start-up stays light
+    from runbook.report.outcome import word  # noqa: PLC0415 - start-up stays light
+    from runbook.report.status import as_seen, headline  # noqa: PLC0415 - start-up stays light
     from runbook.report.trust import trust_section  # noqa: PLC0415 - start-up stays light
 
     session: dict[str, Json] = {
         "kind": "session",
         "name": view.name,
-        "headline": title(view),
+        "headline": headline(view, sight),
         "path": str(place.report),
         "exists": place.report.is_file(),
     }
@@ -80,7 +83,7 @@ def _documents(place: "Workspace", view: "SessionView") -> list[dict[str, Json]]
             "manifest": step.manifest,
             "judgement": step.judged,
         }
-        for step in _begun(view)
+        for step in _begun(as_seen(view, sight))
     ]
     trust = "\n".join(trust_section(place))
     reviews = [_review_document(place, review) for review in view.reviews]
@@ -103,18 +106,19 @@ def _review_document(place: "Workspace", review: "ReviewView") -> dict[str, Json
     }
 
 
-def _lines(place: "Workspace", view: "SessionView") -> list[str]:
+def _lines(place: "Workspace", view: "SessionView", sight: "Sight") -> list[str]:
     from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
-    from runbook.report.outcome import title, word  # noqa: PLC0415 - start-up stays light
+    from runbook.report.outcome import word  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_report import REPORT  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import columns, one_line  # noqa: PLC0415 - start-up stays light
+    from runbook.report.status import as_seen, headline  # noqa: PLC0415 - start-up stays light
     from runbook.report.trust import trust_section  # noqa: PLC0415 - start-up stays light
 
     if not view.run_id:
         return [f"{place.root}: no session yet; 'runbook run' starts one"]
     there = place.report if place.report.is_file() else "not written yet; the next run writes it"
-    lines = [one_line(f"{view.name}: {title(view)}"), f"  {there}"]
-    steps = [(s.name, word(s), s.manifest, s.judged) for s in _begun(view)]
+    lines = [one_line(f"{view.name}: {headline(view, sight)}"), f"  {there}"]
+    steps = [(s.name, word(s), s.manifest, s.judged) for s in _begun(as_seen(view, sight))]
     if steps:
         lines += ["", "Steps", *columns([("step", "verdict", "manifest", "judgement"), *steps])]
     if view.reviews:

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 NEEDS_HUMAN = "needs_human"
 """As ``runbook.state`` has it, which is not imported for a list."""
+_PLACEHOLDERS = ("REASON", "TEXT")
+"""What stands for the reason in a command that is shown."""
 ReviewId = Annotated[str, typer.Argument(envvar="RUNBOOK_REVIEW", help="E.g. pilot-2.")]
 Reason = Annotated[str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")]
 Author = Annotated[str, typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who decides.")]
@@ -64,7 +66,7 @@ def show(review_id: ReviewId, *, workspace: Folder = WORKSPACE, as_json: AsJson 
     if as_json:
         answer({**_document(review), "adjustable": dict(adjustable), "request": question})
     else:
-        say(question)
+        say(question if review.is_open else _without_how_to_answer(question))
         say("\n".join(_footer(place, review, adjustable)))
 
 
@@ -121,7 +123,7 @@ def record(
     """Put a person's decision on record and say what follows.
 
     Raises:
-        ConfigError: there is no reason, or the review was answered.
+        ConfigError: there is no reason, or the review takes no such answer any more.
     """
     from runbook.events import ReviewDecided  # noqa: PLC0415 - start-up stays light
     from runbook.review import record_decision  # noqa: PLC0415 - start-up stays light
@@ -130,8 +132,11 @@ def record(
     if not reason.strip():
         fix = "say why, in a few words; it is kept on record"
         raise ConfigError("a decision needs a reason", where="--reason", fix=fix)
+    if reason.strip() in _PLACEHOLDERS:
+        what = f"{reason.strip()} stands in the command for a person's own words"
+        raise ConfigError(what, where="--reason", fix="say why, in place of that word")
     view = read_session(place)
-    _refuse_second(find_review(view, review_id))
+    _refuse_second(place, find_review(view, review_id), action)
     decided = ReviewDecided(review_id, action, changes, reason, author, person=True)
     plan = load_plan(spec or Path(view.runbook), overrides or view.overrides)
     record_decision(plan, place, decided)
@@ -153,29 +158,49 @@ def _row(review: "ReviewView") -> tuple[str, ...]:
     return (*told, who, when, words.cost(review), review.path)
 
 
-def find_review(view: "SessionView", review_id: str) -> "ReviewView":
+def find_review(view: "SessionView", review_id: str, verb: str = "runbook review") -> "ReviewView":
     """Raises ConfigError where there is no such review, with those there are."""
     reviews = {review.review_id: review for review in view.reviews}
     if review_id not in reviews:
         known = f"there are: {', '.join(reviews)}" if reviews else "none was asked for yet"
         raise ConfigError(
             f"there is no review {review_id!r}",
-            where="runbook review",
+            where=verb,
             fix=f"{known}; --workspace names the session's folder",
         )
     return reviews[review_id]
 
 
-def _refuse_second(review: "ReviewView") -> None:
+def _refuse_second(place: "Workspace", review: "ReviewView", action: str) -> None:
     """What was acted on stands; after a model's ``needs_human`` or a stop a person may say more."""
-    passing = (NEEDS_HUMAN, "stop")
-    final = next((d for d in review.decisions if d.action not in passing), None)
-    if final:
-        raise ConfigError(
-            f"it is decided already: {final.action} by {final.author}: {final.reason}",
-            where=f"review {review.review_id}",
-            fix="'runbook review list' shows which reviews are open",
-        )
+    from runbook.report.review_words import options  # noqa: PLC0415 - start-up stays light
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
+
+    last = review.last
+    if last is None:
+        return
+    command = _override(place, review)
+    if (review.is_open and action != NEEDS_HUMAN) or (command and action == "override"):
+        return
+    if command:
+        fix = f"only an override is still open, to a person: {command}"
+    elif review.is_open:
+        fix = f"it may be answered with: {', '.join(options(review))}"
+    else:
+        fix = "'runbook review list' shows which reviews are open"
+    told = one_line(f"{last.action} by {last.author}: {last.reason}")
+    where = f"review {review.review_id}"
+    raise ConfigError(f"it is decided already: {told}", where=where, fix=fix)
+
+
+def _override(place: "Workspace", review: "ReviewView") -> str:
+    """How a person overrides it after a stop; empty where that is not open."""
+    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
+
+    stopped = review.last is not None and review.last.action == "stop"
+    if review.superseded or not stopped or "override" not in review.allowed:
+        return ""
+    return review_command("decide", review, place.root, "override")
 
 
 def _document(review: "ReviewView") -> dict[str, Json]:
@@ -206,12 +231,19 @@ def _question(place: "Workspace", review: "ReviewView") -> str:
     return "\n".join(printable(line, longest=len(line)) for line in lines)
 
 
+def _without_how_to_answer(question: str) -> str:
+    """The question alone, since what may be answered is no longer what it says."""
+    from agent.human import HOW_TO_ANSWER  # noqa: PLC0415 - start-up stays light
+
+    text, found, _ = f"\n{question}\n".rpartition(f"\n{HOW_TO_ANSWER}\n")
+    return text.strip("\n") if found else question
+
+
 def _footer(
     place: "Workspace", review: "ReviewView", adjustable: Mapping[str, Json]
 ) -> Iterator[str]:
     from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
     from runbook.report.figures import moment  # noqa: PLC0415 - start-up stays light
-    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_folder import read_folder  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import one_line  # noqa: PLC0415 - start-up stays light
 
@@ -227,17 +259,27 @@ def _footer(
     if review.last:
         yield f"  what followed: {words.followed(review)}"
     yield from (f"  {what}: {place.root / review.path / name}" for what, name in folder.files)
-    options = words.options(review)
     if review.is_open:
-        yield f"may be answered with: {', '.join(options)}"
-    if "retry" in options:
+        yield from _how_to_answer(place, review, adjustable)
+    elif override := _override(place, review):
+        yield f"still open to a person: override\n  {override}"
+
+
+def _how_to_answer(
+    place: "Workspace", review: "ReviewView", adjustable: Mapping[str, Json]
+) -> Iterator[str]:
+    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
+    from runbook.report.review_words import options  # noqa: PLC0415 - start-up stays light
+
+    allowed = options(review)
+    yield f"may be answered with: {', '.join(allowed)}"
+    if "retry" in allowed:
         ranges = (f"{name} ({r['min']:g} to {r['max']:g})" for name, r in adjustable.items())
         yield f"a retry may change: {', '.join(ranges) or 'nothing'}"
-    if review.is_open:
-        command = ("runbook", "review", "decide", review.review_id, "--workspace", str(place.root))
-        yield f"answer with:\n  {shlex.join(command)} --action ACTION --reason REASON"
-        if review.reason == "sentinel":
-            yield f"or clear it:\n  {review_command('decide', review, place.root, 'override')}"
+    command = ("runbook", "review", "decide", review.review_id, "--workspace", str(place.root))
+    yield f"answer with:\n  {shlex.join(command)} --action ACTION --reason REASON"
+    if review.reason == "sentinel":
+        yield f"or clear it:\n  {review_command('decide', review, place.root, 'override')}"
 
 
 def _decision(decided: "ReviewDecided", at: str) -> Iterator[str]:

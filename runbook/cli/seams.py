@@ -52,9 +52,9 @@ def _person(redact: Callable[[bytes], bytes]) -> Reviewer:
 def _with_canaries(ask: Reviewer, declared: Mapping[str, Json]) -> Reviewer:
     if "canaries" not in declared:
         return ask
-    from agent.canaries import Canaries, with_canaries  # noqa: PLC0415 - only where declared
+    from agent.canaries import Canaries, dearest, with_canaries  # noqa: PLC0415 - where declared
 
-    return with_canaries(ask, Canaries(**declared["canaries"]))
+    return with_canaries(ask, Canaries(**declared["canaries"]), dearest(declared))
 
 
 def _program(plan: Plan, redact: Callable[[bytes], bytes]) -> Reviewer:

@@ -170,9 +170,10 @@ def read_session(place: "Workspace") -> "SessionView":
         ConfigError: the journal cannot be read.
         CorruptError: it is not what was appended.
     """
+    from runbook.report.unanswered import with_unanswered  # noqa: PLC0415 - start-up stays light
     from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
-    return build_view(_entries(place))
+    return with_unanswered(build_view(_entries(place)), place)
 
 
 def read_facts(place: "Workspace") -> "tuple[Event, ...]":
@@ -248,11 +249,12 @@ def look(place: "Workspace") -> "tuple[SessionView, Sight]":
 
 def _view_and_holder(place: "Workspace") -> "tuple[SessionView, Owner | None]":
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
+    from runbook.report.unanswered import with_unanswered  # noqa: PLC0415 - start-up stays light
     from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
     with reading_errors(place):
         reading = read_journal(place)
-    return build_view(reading.entries), reading.holder
+    return with_unanswered(build_view(reading.entries), place), reading.holder
 
 
 def _is_alive(holder: "Owner | None") -> bool | None:

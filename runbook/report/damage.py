@@ -36,14 +36,18 @@ def diagnose_damage(workspace: Workspace, error: CorruptError) -> Diagnosis:
 
 
 def _sizes(folder: Path) -> list[str]:
-    found = sorted(p for p in folder.iterdir() if p.is_file() and not p.is_symlink())
-    return [f"{path.name}: {path.stat().st_size} bytes" for path in found]
+    ours = [p for p in folder.iterdir() if p.name.startswith(("journal", "HEAD"))]
+    found = sorted(ours, key=lambda path: (len(path.name), path.name))
+    return [f"{path.name}: {path.lstat().st_size} bytes" for path in found]
 
 
 def _fixes(workspace: Workspace) -> list[NextStep]:
     root, hidden = str(workspace.root), workspace.hidden
     verify = shlex.join(["runbook", "verify", "--workspace", root])
-    restore = f"cp -a {shlex.join([f'COPY/{hidden.name}/.', f'{hidden}/'])}"
+    kept = f"{hidden}.damaged"
+    # The whole folder: newer files of the damaged one would not belong to an older copy.
+    restore = f"{shlex.join(['mv', str(hidden), kept])} && "
+    restore += shlex.join(["cp", "-a", f"COPY/{hidden.name}", str(hidden)])
     anew = "runbook run RUNBOOK --workspace NEW_WORKSPACE"
     return [
         NextStep(

@@ -204,7 +204,7 @@ def _headline(view: SessionView, sight: Sight) -> str:
 
 
 def _cause(view: SessionView, traces: Traces) -> str:
-    now, sight = view.outcome, traces.sight
+    now, sight, review = view.outcome, traces.sight, view.deciding
     match now.state:
         case "running" if sight.alive is False:
             return "The executor ended without a word, as after a kill or a loss of power."
@@ -220,9 +220,10 @@ def _cause(view: SessionView, traces: Traces) -> str:
     if now.reason == "error" and _STORAGE.search(now.detail):
         told = "the volume takes no more, or is gone"
     first = now.detail.split("\n", 1)[0]
-    if view.waiting and not view.waiting.decisions and traces.folder.error:
-        error = traces.folder.error.split("\n", 1)[0]
-        return f"{told}, since its reviewer gave no answer ({error}): {first}"
+    if now.decided and review:
+        return f"It had stopped for {review_words.asked(review)}; a person decided since."
+    if view.unanswered:
+        return f"{told}; its reviewer gave no answer ({view.unanswered.cause}): {first}"
     return f"{told}: {first}" if first else f"{told}."
 
 
@@ -266,13 +267,15 @@ def _wants_log(view: SessionView, sight: Sight) -> bool:
 
 def _verdict(view: SessionView) -> Iterator[Evidence]:
     """What the gate read of the newest attempt, where it did not let the session go on."""
-    step = view.current
-    if step is None or step.last is None or step.status is not Status.JUDGED:
+    review = view.deciding if view.outcome.decided else None
+    step = next((s for s in view.steps if review and s.name == review.step), view.current)
+    if step is None or step.last is None or not (review or step.status is Status.JUDGED):
         return
     last = step.last
+    word = last.verdict if review else outcome.word(step)
     header, *rows = criteria.rows(last.criteria)
     bad = [r for r, c in zip(rows, last.criteria, strict=True) if c.verdict != "pass"]
-    title = f"{step.name}, attempt {last.number}, was judged {outcome.word(step)}"
+    title = f"{step.name}, attempt {last.number}, was judged {word}"
     lines = columns([header, *bad], indent="") if bad else list(last.reasons)
     yield Evidence(title, tuple(lines))
 
@@ -282,17 +285,17 @@ def _said(review: ReviewView, folder: Folder) -> Iterator[str]:
     if review.question:
         yield f"the step asks: {' '.join(review.question.split())}"
     for decided in review.decisions:
-        yield f"{decided.action} by {review_words.who(decided)}: {decided.reason}"
+        yield review_words.decision(decided)
     if folder.error and not review.is_answered:
-        yield f"the reviewer gave no answer that could be used: {folder.error}"
+        yield f"the reviewer gave no answer that could be used: {' '.join(folder.error.split())}"
     if folder.drafts and not review.is_answered:
         yield f"what it sent back is kept: {', '.join(folder.drafts)}"
 
 
 def _review(view: SessionView) -> ReviewView | None:
-    """The one that the stop rests on."""
-    if view.waiting:
-        return view.waiting
+    """The one that the stop rests on, or else the newest of the step at hand."""
+    if review := view.deciding:
+        return review
     step = view.current
     asked = [r for r in step.reviews if not r.superseded] if step else []
     return asked[-1] if asked else None
@@ -306,7 +309,7 @@ def review_of(view: SessionView) -> ReviewView | None:
 def _files(view: SessionView) -> list[tuple[str, str]]:
     found = outcome.reading(view)
     review = review_of(view)
-    if review and not view.waiting:
+    if review and review is not view.deciding:
         found.append(("review", f"{review.path}/report.md"))
     if view.outcome.reason in ("error", "no progress"):
         found.append(("log", outcome.HERE.relative(outcome.HERE.log(outcome.broken(view)))))
@@ -322,9 +325,10 @@ def _fixes(view: SessionView, root: Path, traces: Traces) -> Iterator[NextStep]:
         case "running":
             yield from _ways(commands, _not_stopped(traces.sight))
         case _ if view.waiting:
-            yield from _waiting(commands, view.waiting, traces.folder)
+            yield from _waiting(commands, view.waiting)
         case _ if now.decided and now.decided.action != "stop":
-            yield from outcome.next_steps(view, root)
+            steps = outcome.next_steps(view, root)
+            yield from (NextStep(s.why.removesuffix(":"), s.command) for s in steps)
         case _ if now.reason in _LIKELIEST or now.decided:
             yield from _after_the_end(commands, _review(view))
         case _:
@@ -402,15 +406,19 @@ def _stopped(view: SessionView) -> str:
     return {2: "error in the runbook", 3: "error on disk"}.get(now.exit_code, "error")
 
 
-def _waiting(commands: _Commands, review: ReviewView, folder: Folder) -> Iterator[NextStep]:
+def _waiting(commands: _Commands, review: ReviewView) -> Iterator[NextStep]:
     """First what lets the reviewer answer, where it could not; then what a person would answer."""
     reached = spending.reached_by_reviews(commands.view)
+    unanswered = commands.view.unanswered
     if reached and not review.decisions:
         told = f"Raise {spending.rise(reached, commands.view)}, and have the reviewer asked"
         yield NextStep(told, commands.more(reached))
-    elif folder.error and not review.decisions:
+    elif unanswered and unanswered.remedy == "ask":
         told = "Mend what kept the reviewer from answering, and have it asked again"
         yield NextStep(told, commands.run)
+    elif unanswered and unanswered.remedy == "change" and review.reason not in _MEND_FIRST:
+        told = "Mend the runbook as the error says, accept the change, and have the reviewer asked"
+        yield NextStep(told, commands.accept)
     yield from _answers(commands, review)
 
 

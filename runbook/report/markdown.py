@@ -59,8 +59,13 @@ def _top(view: SessionView, root: Path) -> list[str]:
         lines += [prose(told), ""]
     found = [(label, path) for label, path in outcome.reading(view) if label != "report"]
     lines += [f"- Safe on disk: {prose(outcome.safe(view))}", f"- Cost: {outcome.cost(view)}"]
-    lines += [f"- {prose(label.capitalize())}: {code(path)}" for label, path in found]
+    lines += [f"- {prose(label.capitalize())}: {_where(label, path)}" for label, path in found]
     return [*lines, "", *_next(view, root)]
+
+
+def _where(label: str, path: str) -> str:
+    """A page to read on is a link; of other files the name is wanted."""
+    return link(path, path) if label == "review" else code(path)
 
 
 def _next(view: SessionView, root: Path) -> list[str]:

@@ -39,6 +39,11 @@ _CAUSES = {
 }
 """Reason of a ``SessionStopped`` -> what it means."""
 _TOO_LITTLE = "the budget's rest does not last for the next batch"
+_AGAIN = {
+    "ask": "The same command asks it again.",
+    "change": "The same command asks it again, once that is changed in the runbook and accepted.",
+}
+"""``Unanswered.remedy`` -> what a person must know of it."""
 HERE = Workspace(Path())
 """Makes paths relative to the workspace, wherever it is."""
 _FINAL = frozenset(
@@ -83,14 +88,14 @@ def title(view: SessionView) -> str:
             return f"all done (exit {now.exit_code})"
         case _ if now.decided:
             return f"stopped, and decided since: {now.decided.action} (exit {now.exit_code})"
-        case _ if now.reason == "budget" and spending.is_left_over(view):
-            return f"stopped: {_TOO_LITTLE} (exit {now.exit_code})"
         case _:
             return f"stopped: {cause(view)} (exit {now.exit_code})"
 
 
 def cause(view: SessionView) -> str:
     """What a stop's reason means, in a clause; empty where nothing was stopped."""
+    if view.outcome.reason == "budget" and spending.is_left_over(view):
+        return _TOO_LITTLE
     return _CAUSES.get(view.outcome.reason, view.outcome.reason)
 
 
@@ -100,11 +105,7 @@ def sentences(view: SessionView) -> list[str]:
     now = view.outcome
     if now.state == "running":
         told.append(_running(view))
-    first, *rest = now.detail.splitlines() or [""]
-    told += [f"Cause: {first}"] if first else []
-    told += [line.strip().replace("fix: ", "Fix: ", 1) for line in rest if line.strip()]
-    if now.decided:
-        told.append(f"Decided by {now.decided.author}: {now.decided.reason}")
+    told += _stopped(view)
     told += [f"{_trained(view, s)}: {evaluation.sentence(s.comparison)}." for s in view.evaluations]
     for step in view.steps:
         if step.override:
@@ -112,6 +113,24 @@ def sentences(view: SessionView) -> list[str]:
     if now.state == "done":
         told.append(_gates(view))
     return [*told, *_pod(view)]
+
+
+def _stopped(view: SessionView) -> Iterator[str]:
+    """Why it stopped, and what its reviewer said of that."""
+    now, review = view.outcome, view.deciding
+    if now.decided and review:
+        yield f"It stopped for {review_words.asked(review)}."
+    else:
+        first, *rest = now.detail.splitlines() or [""]
+        if first:
+            yield f"Cause: {first}"
+        yield from (line.strip().replace("fix: ", "Fix: ", 1) for line in rest if line.strip())
+    if view.unanswered:
+        yield f"Its reviewer gave no answer: {view.unanswered.cause}"
+        if view.waiting and (again := _AGAIN.get(view.unanswered.remedy)):
+            yield again
+    elif review and review.last:
+        yield f"Decided: {review_words.decision(review.last)}"
 
 
 def _overridden(step: StepView, override: ReviewDecided) -> str:
@@ -278,8 +297,8 @@ def reading(view: SessionView) -> list[tuple[str, str]]:
     found = []
     if view.outcome.state in ("stopped", "done") or any(s.manifest for s in view.steps):
         found.append(("report", HERE.relative(HERE.report)))
-    if view.waiting:
-        found.append(("review", f"{view.waiting.path}/report.md"))
+    if review := view.deciding:
+        found.append(("review", f"{review.path}/report.md"))
     stuck = view.current
     if stuck and stuck.judged and not stuck.comparison:
         found.append((f"verdict on {stuck.name}", stuck.judged))
@@ -312,13 +331,18 @@ def _next_steps(view: SessionView, root: Path, *, alive: bool | None) -> Iterato
             told, sets = spending.allowance(limits, view)
             why = f"Or allow the reviewer one more request, {told}:"
             yield NextStep(why, view.command(root, *sets))
-        yield NextStep("Then the same command goes on:", run)
+        told = "; without a decision it asks the reviewer again" if _is_asked_again(view) else ""
+        yield NextStep(f"Then the same command goes on{told}:", run)
     elif now.decided and now.decided.action != "stop":
         yield NextStep("The decision is on record; the same command acts on it:", run)
     elif now.decided or now.reason in _FINAL:
         yield from _after_the_end(view, root)
     else:
         yield _again(view, root)
+
+
+def _is_asked_again(view: SessionView) -> bool:
+    return bool(view.unanswered and view.unanswered.remedy == "ask")
 
 
 def _again(view: SessionView, root: Path) -> NextStep:
@@ -368,7 +392,12 @@ def _decide(view: SessionView, review: ReviewView, root: Path) -> Iterator[NextS
 def ranges(adjustable: Mapping[str, Json]) -> str:
     """``t (0.1 to 1.0), rows (1 to 4)``: what a retry may change, and how far."""
     found = {name: f.mapping(ends) for name, ends in adjustable.items()}
-    return ", ".join(f"{name} ({r.get('min')} to {r.get('max')})" for name, r in found.items())
+    return ", ".join(f"{name} ({_end(r, 'min')} to {_end(r, 'max')})" for name, r in found.items())
+
+
+def _end(ends: Mapping[str, Json], name: str) -> str:
+    found = f.real(ends.get(name))
+    return f.NOTHING if found is None else f"{found:g}"
 
 
 def _after_the_end(view: SessionView, root: Path) -> Iterator[NextStep]:

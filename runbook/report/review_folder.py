@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook import regular_files
+from runbook.report.review_requests import Note, read_notes
 
 _LONGEST = 1 << 14
 _KNOWN = {
@@ -30,6 +31,8 @@ class Folder:
     """Why the reviewer gave no answer that could be used; empty where nothing says so."""
     files: tuple[tuple[str, str], ...] = ()
     """What it is, and the file's name."""
+    requests: tuple[Note, ...] = ()
+    """The requests to models, as far as they were noted; those of the canaries last."""
 
     @property
     def drafts(self) -> tuple[str, ...]:
@@ -39,7 +42,7 @@ class Folder:
 
 def read_folder(path: Path) -> Folder:
     """Read what there is; an empty one where the folder is not there."""
-    return Folder(read_text(path / "error.txt"), tuple(_files(path)))
+    return Folder(read_text(path / "error.txt"), tuple(_files(path)), read_notes(path))
 
 
 def read_text(path: Path, longest: int = _LONGEST) -> str:

@@ -13,8 +13,15 @@ from runbook.report import criteria, plot
 from runbook.report import figures as f
 from runbook.report import review_words as words
 from runbook.report.review_folder import Folder
+from runbook.report.review_requests import ANSWERED, FAILED, SENT, Note, paired
 from runbook.report.safe_text import Code, Strong, block, code, json_line, link, prose, table
-from runbook.report.session import AttemptView, CriterionView, Effect, ReviewView
+from runbook.report.session import (
+    AttemptView,
+    CriterionView,
+    Effect,
+    RequestView,
+    ReviewView,
+)
 from runbook.report.stories import Story, bounds
 
 REPORT = "report.md"
@@ -55,7 +62,7 @@ def render_review(story: Story, folder: Folder) -> str:
         *_asked(story),
         *_evidence(story),
         *_decided(story, folder),
-        *_cost(review),
+        *_cost(story, folder),
         *_followed(story),
         *_files(folder),
     ]
@@ -228,23 +235,37 @@ def _quoted(text: str) -> list[str]:
     return [*lines[:-1], ""]
 
 
-def _cost(review: ReviewView) -> list[str]:
-    lines = ["## What it cost", ""]
+def _cost(story: Story, folder: Folder) -> list[str]:
+    review, lines = story.review, ["## What it cost", ""]
     if not review.requests:
         return [*lines, "No request to a paid reviewer was sent.", ""]
+    settled = [request.settled for request in review.requests]
+    notes = paired(story.keys, settled, folder.requests)
     rows = [
         (
             f.number(number),
             f.moment(r.sent_at),
+            note.asks or f.NOTHING,
+            note.model or f.NOTHING,
             f.number(r.input_tokens or None),
             f.number(r.output_tokens or None),
             dollars(r.usd),
-            "settled" if r.settled else "its end is not known; the worst is assumed",
+            _ended(r, note),
         )
-        for number, r in enumerate(review.requests, 1)
+        for number, (r, note) in enumerate(zip(review.requests, notes, strict=True), 1)
     ]
-    header = ("request", "sent", "tokens in", "tokens out", "cost", "")
+    header = ("request", "sent", "for", "model", "tokens in", "tokens out", "cost", "its end")
     return [*lines, *table(header, rows), f"In all {prose(words.cost(review))}.", ""]
+
+
+def _ended(request: RequestView, note: Note) -> str:
+    """Whether it ended is the journal's word; how, and why not, the folder's."""
+    if not request.settled:
+        why = f" ({note.cause})" if note.outcome == SENT and note.cause else ""
+        return f"its end is not known{why}; the worst is assumed"
+    if note.outcome == FAILED:
+        return f"failed: {note.cause}" if note.cause else "failed"
+    return "answered" if note.outcome == ANSWERED else "settled"
 
 
 def _followed(story: Story) -> list[str]:

@@ -32,7 +32,20 @@ def why(review: ReviewView) -> str:
 
 def who(decided: ev.ReviewDecided) -> str:
     """``Ann (a person)``."""
-    return f"{decided.author} ({'a person' if decided.person else 'a model'})"
+    # A model's name begins with its provider's, a program's with that of the reviewer ``command``.
+    is_program = decided.author.startswith("command ")
+    kind = "a person" if decided.person else "a program" if is_program else "a model"
+    return f"{decided.author} ({kind})"
+
+
+def asked(review: ReviewView) -> str:
+    """``review a-2, asked because the gate failed``."""
+    return f"review {review.review_id}, asked because {why(review)}"
+
+
+def decision(decided: ev.ReviewDecided) -> str:
+    """``retry by Ann (a person): cooler``, on one line."""
+    return " ".join(f"{decided.action} by {who(decided)}: {decided.reason}".split())
 
 
 def state(review: ReviewView) -> str:

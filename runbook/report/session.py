@@ -230,6 +230,19 @@ class AcceptanceView:
 
 
 @dataclass(frozen=True)
+class Unanswered:
+    """Why a reviewer gave no answer that could be used, and what helps."""
+
+    cause: str
+    """The first line of what it left."""
+    remedy: str = ""
+    """ask: the same command asks it again; change: once the runbook is changed as the cause says;
+    decide: only a person answers, unless money is missing. Empty where nothing tells it."""
+    usd: float | None = None
+    """What one more request may cost at worst; None where money is not what is missing."""
+
+
+@dataclass(frozen=True)
 class Outcome:
     state: str = "none"
     """none, running, stopped or done."""
@@ -271,6 +284,9 @@ class SessionView:
     batch_s: float | None = None
     """Median seconds from one commit to the next, in the run that began last; None before two."""
     outcome: Outcome = Outcome()
+    unanswered: Unanswered | None = None
+    """Of the review that the stop rests on, by ``runbook.report.unanswered``: the journal does not
+    tell it."""
     certificate: Mapping[str, Json] = field(default_factory=dict)
     """Summary of the volume's crash certificate; empty where none was made."""
     pod_stop: ev.PodStopRequested | None = None
@@ -304,6 +320,17 @@ class SessionView:
         if self.outcome.reason != "review" or self.outcome.decided:
             return None
         return next((r for r in self.reviews if r.is_open and r.review_id), None)
+
+    @property
+    def deciding(self) -> ReviewView | None:
+        """The review that the stop rests on; None where it rests on none."""
+        now = self.outcome
+        if now.decided:
+            return next((r for r in self.reviews if r.review_id == now.decided.review_id), None)
+        if self.waiting or now.state != "stopped" or self.current is None:
+            return self.waiting
+        asked = [r for r in self.current.reviews if not r.superseded]
+        return asked[-1] if asked and asked[-1].reason == now.reason else None
 
     @property
     def current(self) -> StepView | None:

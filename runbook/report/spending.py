@@ -99,12 +99,20 @@ def reached(spent: Spent, limits: Limits) -> list[str]:
 
 def reached_by_reviews(view: SessionView) -> list[str]:
     """The limits within which no further request to the reviewer fits, as keys of ``budget:``."""
-    need = view.request_usd
+    need = request_usd(view)
     parts = (
         ("review_usd", replace(view.limits, usd=None)),
         ("usd", replace(view.limits, review_usd=None)),
     )
     return [name for name, limits in parts if need and need > review_left(limits, view.spent)]
+
+
+def request_usd(view: SessionView) -> float:
+    """What one more request to the reviewer may cost, as far as that keeps it from being sent."""
+    known = view.unanswered
+    if known is None or not known.remedy:
+        return view.request_usd
+    return known.usd or 0.0
 
 
 def is_left_over(view: SessionView) -> bool:
@@ -161,7 +169,7 @@ def _more(view: SessionView) -> dict[str, float]:
     more = {
         "gpu_hours": _half_more(limits.gpu_hours, spent.gpu_hours(limits), 1.0),
         "usd": _half_more(limits.usd, spent.usd(limits), 1.0),
-        "review_usd": _half_more(limits.review_usd, spent.review_usd, 2 * view.request_usd),
+        "review_usd": _half_more(limits.review_usd, spent.review_usd, 2 * request_usd(view)),
     }
     cents = {name: math.ceil(100 * value) / 100 for name, value in more.items()}
     return {**cents, "wall_clock": 60.0 * math.ceil(minutes)}

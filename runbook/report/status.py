@@ -68,10 +68,7 @@ def render_status(
     """
     if view.outcome.state == "none":
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
-    head = outcome.title(view)
-    if view.outcome.state == "running":
-        head = _at_work(sight)
-        view = view if sight.alive is not False else _left(view)
+    head, view = headline(view, sight), as_seen(view, sight)
     lines = [f"{one_line(view.name)}: {one_line(head)}"]
     lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
@@ -86,6 +83,16 @@ def render_status(
     for step in outcome.next_steps(view, root, alive=sight.alive):
         lines += ["", one_line(step.why), f"  {one_line(step.command, longest=10_000)}"]
     return "\n".join(lines)
+
+
+def headline(view: SessionView, sight: Sight) -> str:
+    """How it stands in a few words, with what is seen of its executor."""
+    return _at_work(sight) if view.outcome.state == "running" else outcome.title(view)
+
+
+def as_seen(view: SessionView, sight: Sight) -> SessionView:
+    """The session, with nothing at work that its executor left when it went."""
+    return _left(view) if view.outcome.state == "running" and sight.alive is False else view
 
 
 def _row(step: StepView) -> tuple[str, ...]:

@@ -44,6 +44,8 @@ class Story:
     """The one judged next, where a decision had anything made or judged again."""
     adjustable: Mapping[str, Json]
     """What a retry might change: parameter -> ``min``, ``max``."""
+    keys: tuple[str, ...]
+    """Under which each of the review's requests was sent, in their order."""
 
     @property
     def shown(self) -> tuple[AttemptView, ...]:
@@ -97,7 +99,8 @@ def _story(dated: Sequence[_Dated], at: int, review: ReviewView) -> Story:
         until = [d.fact for d in dated[: end + 1] if getattr(d.fact, "step", None) == review.step]
         after = next(a for a in attempts_of(until) if a.number == review.followed.attempt)
     document = _document([d.fact for d in dated[:at]], review.step)
-    return Story(review, attempts_of(mine), after, mapping(document.get("adjustable")))
+    keys = tuple(key for key, _ in _requests(dated[at:], review.review_id))
+    return Story(review, attempts_of(mine), after, mapping(document.get("adjustable")), keys)
 
 
 def _document(known: Iterable[ev.Event], step: str) -> Mapping[str, Json]:
@@ -139,7 +142,7 @@ def _review(dated: Sequence[_Dated], at: int) -> ReviewView:
         verdict=judged.verdict if judged and judged.attempt == asked.attempt else "",
         asked_at=dated[at].at,
         decided_at=tuple(moment for moment, _ in answers),
-        requests=_requests(since, asked.review_id),
+        requests=tuple(_requests(since, asked.review_id).values()),
         question=finished.question if finished and finished.attempt == asked.attempt else "",
     )
     if decisions and _is_judged_again(decisions[-1], judged):
@@ -157,7 +160,8 @@ def _is_judged_again(decided: ev.ReviewDecided, judged: ev.GateJudged | None) ->
     return decided.action in MAKES_ANEW or (decided.action == "override" and at_smoke)
 
 
-def _requests(since: Iterable[_Dated], review_id: str) -> tuple[RequestView, ...]:
+def _requests(since: Iterable[_Dated], review_id: str) -> dict[tuple[str, int], RequestView]:
+    """By key and number, in the order in which they were sent."""
     found: dict[tuple[str, int], RequestView] = {}
     for one in since:
         match one.fact:
@@ -168,7 +172,7 @@ def _requests(since: Iterable[_Dated], review_id: str) -> tuple[RequestView, ...
                 sent_at = before.sent_at if before else one.at
                 tokens = (end.input_tokens, end.output_tokens)
                 found[end.key, end.number] = RequestView(sent_at, end.usd, True, *tokens)  # noqa: FBT003
-    return tuple(found.values())
+    return found
 
 
 def _followed(

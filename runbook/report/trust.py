@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from runbook import regular_files
+from runbook.budget import dollars
 from runbook.contract import Json
 from runbook.report import figures as f
 from runbook.report.safe_text import code, table
@@ -26,6 +27,7 @@ _SCORED = (
     "false approvals",
     "false alarms",
     "no answer",
+    "not asked",
     "cost",
 )
 _UNREADABLE = (
@@ -130,7 +132,8 @@ def _bench(document: Json) -> Iterator[tuple[str, ...]]:
     total = document["total"]
     rates = [total[name] for name in ("right", "false_approvals", "false_alarms")]
     right, approvals, alarms = (f.share_of_counts(r["hits"], r["of"]) for r in rates)
-    cost = f"{float(total['usd']):.2f} USD"
+    cost = dollars(float(total["usd"]))
+    unanswered = str(int(total["no_answer"])), str(int(total.get("not_asked", 0)))
     interval = f.interval(rates[0]["interval"])
     name = str(document["reviewer"])
-    yield (name, right, interval, approvals, alarms, str(int(total["no_answer"])), cost)
+    yield (name, right, interval, approvals, alarms, *unanswered, cost)

@@ -297,7 +297,7 @@ MUTANTS = (
         "a model is asked before its request is reserved",
         "agent/model_reviewer.py",
         "        if refusal := self.request.account.reserve(key, usd):\n"
-        "            self._refuse(key, refusal)\n",
+        "            self._refuse(key, refusal, usd)\n",
         "",
         ("tests/test_model_reviewer.py::TestPaid::test_more_than_the_budget_is_not_sent",),
     ),
