@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from email.utils import formatdate
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from socket import create_server
 from threading import Event, Thread
@@ -414,30 +415,34 @@ class TestFailures:
                 fetch(send, timeout_s=20, stop=str, key=KEY)
 
 
+class YesToAll(BaseHTTPRequestHandler):
+    """Reads a request to its end before it answers: closing earlier resets the connection."""
+
+    def do_POST(self) -> None:
+        """An empty object, whatever was asked."""
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: object) -> None:
+        """Nothing on the test's stderr."""
+
+
 @contextmanager
 def encrypted_server(certificate: Path) -> Iterator[int]:
-    """The port of a server that gives every connection over TLS one answer."""
+    """The port of a server that gives every request over TLS one answer."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
-
-    def serve() -> None:
-        while True:
-            try:
-                with listener.accept()[0] as plain, context.wrap_socket(plain, True) as stream:
-                    stream.recv(1 << 16)
-                    stream.sendall(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n{}")
-            except ssl.SSLError:
-                continue
-            except OSError:
-                return
-
-    with closing(create_server(("127.0.0.1", 0))) as listener:
-        thread = Thread(target=serve)
+    with HTTPServer(("127.0.0.1", 0), YesToAll) as server:
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield listener.getsockname()[1]
+            yield server.server_port
         finally:
-            listener.shutdown(socket.SHUT_RDWR)
+            server.shutdown()
             thread.join()
 
 
