@@ -9,13 +9,12 @@ import shlex
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from runbook import artifacts, durable, estimate, manifest
+from runbook import acts, artifacts, manifest
 from runbook import events as ev
 from runbook import machine as m
 from runbook import state as st
@@ -23,7 +22,6 @@ from runbook.bootstrap import check_machine
 from runbook.budget import Limits
 from runbook.changes import Acceptance, agree
 from runbook.clock import SYSTEM, Clock
-from runbook.codec import encode
 from runbook.contract import (
     Gate,
     Json,
@@ -32,31 +30,28 @@ from runbook.contract import (
     Reviewer,
 )
 from runbook.control import STOP_REQUESTED, Pulse, read_certificate, withdraw_stop
-from runbook.decided import is_final
 from runbook.errors import (
     LockedError,
     NeedsPersonError,
     PausedError,
     RunbookError,
-    SentinelError,
 )
 from runbook.fingerprint import plan_document
 from runbook.gpus import Gpus
-from runbook.journal import Journal, batches, facts, read_entries, read_journal, seconds_before
+from runbook.journal import Journal, facts, read_entries, read_journal
 from runbook.ledger import Ledger
 from runbook.metering import Metering, owes_stop
 from runbook.next_act import decide
 from runbook.notify import Notifier, notice_command
 from runbook.owner import Owner
-from runbook.plan import Plan, PlannedStep
+from runbook.plan import Plan
 from runbook.prerequisites import check_plan
-from runbook.process import Failed, Lost, Paused, end_orphans, signals
+from runbook.process import end_orphans, signals
 from runbook.redact import Redactor, session_secrets
-from runbook.review import make_request, review_name
+from runbook.review import review_name
 from runbook.step_runner import Progress, StepRunner
 from runbook.supervision import Halt, Supervisor
 from runbook.takeover import Takeover, open_journal
-from runbook.worker import Job
 from runbook.workspace import Workspace, stamp
 
 if TYPE_CHECKING:
@@ -124,7 +119,7 @@ def run_session(
     if (
         state.done
         and manifest.is_projected(workspace, state)
-        and not _owes_pod_stop(plan, workspace, state, known)
+        and not owes_stop(plan.pod, workspace, known)
     ):
         return state.done.exit_code
     if is_there:
@@ -142,7 +137,7 @@ def run_session(
             withdraw_stop(workspace)
         if accepted := agree(plan, facts(journal.entries), workspace.root, acceptance):
             journal.append(accepted.to_body(), pin=True)
-        session = _Session(plan, workspace, journal, seams, signal)
+        session = Session(plan, workspace, journal, seams, signal)
         if not by_person:
             # It may have been put on record since, while nobody held the workspace.
             _check_stop(session.state, workspace)
@@ -168,7 +163,9 @@ def _check_stop(state: st.State, workspace: Workspace) -> None:
         )
 
 
-class _Session:
+class Session:
+    """The parts of one executor, and what it knows; the acts are in ``runbook.acts``."""
+
     def __init__(
         self,
         plan: Plan,
@@ -226,6 +223,7 @@ class _Session:
         return Projector(self.plan, self.workspace, self.journal, self.known, self.seams.clock)
 
     def append(self, event: ev.Event) -> None:
+        """Put a fact on record, then know it."""
         self.journal.append(event.to_body(), pin=isinstance(event, _PINNED))
         self.known.append(event)
         self.state = m.apply(self.plan, self.state, event)
@@ -283,7 +281,7 @@ class _Session:
             return
         self.append(
             ev.SessionStarted(
-                run_id=stamp(self._now()),
+                run_id=stamp(self.now()),
                 runbook=str(self.plan.runbook),
                 name=self.plan.name,
                 fingerprint=self.plan.fingerprint,
@@ -298,11 +296,11 @@ class _Session:
     def _make_up(self, exit_code: int) -> int:
         """What a kill after the session's last line kept from being done: report, pod's stop."""
         assert self.state.session is not None
-        owes_stop = _owes_pod_stop(self.plan, self.workspace, self.state, self.known)
+        is_owed = owes_stop(self.plan.pod, self.workspace, self.known)
         try:
             self.projector.session(self.state)
         finally:
-            if owes_stop:
+            if is_owed:
                 self.metering.start(self.state.session.run_id)
                 self._end_meter(_DONE, exit_code)
         return exit_code
@@ -317,7 +315,7 @@ class _Session:
         epochs = read_journal(self.workspace).epochs
         return any(e.number == number and not e.closed and watched(e.owner) for e in epochs)
 
-    def _now(self) -> datetime:
+    def now(self) -> datetime:
         return datetime.fromtimestamp(self.seams.clock.wall(), UTC)
 
     def _advance(self) -> int | None:
@@ -328,9 +326,9 @@ class _Session:
         self.supervisor.check()
         match decide(self.plan, self.state):
             case st.RunStep() as run:
-                self._run_step(run)
+                acts.run_step(self, run)
             case st.JudgeGate(step):
-                self._judge(step)
+                acts.judge(self, step)
             case st.PassStep(step):
                 self.append(ev.StepPassed(step, self.state.steps[step].attempt))
             case st.SkipStep(step, phase, why):
@@ -342,7 +340,7 @@ class _Session:
                 self.append(ev.Adjusted(step, attempt, changes, why, smoke))
             case st.AskReview(step, attempt, reason, allowed):
                 name = review_name(self.known, step, attempt)
-                path = self.workspace.review(self._now(), f"{name.replace('-', '_')}_{reason}")
+                path = self.workspace.review(self.now(), f"{name.replace('-', '_')}_{reason}")
                 where = self.workspace.relative(path).replace(" ", "_")
                 self.append(ev.ReviewRequested(name, step, attempt, reason, where, allowed))
             case st.Stop(reason, exit_code, detail):
@@ -409,176 +407,5 @@ class _Session:
         if waiting and review and review.review_id not in self.consulted:
             self.consulted.add(review.review_id)
             self.projector.reviews()
-            self._consult(waiting)
+            acts.consult(self, waiting)
             self.projector.reviews()
-
-    def _consult(self, name: str) -> None:
-        mine = self.state.steps[name]
-        assert mine.review is not None
-        account = self.ledger.account(mine.review.review_id)
-        request = make_request(self.plan, self.state, self.known, self.workspace, name, account)
-        request = replace(request, stop=self.supervisor.reason)
-        answer = self.seams.reviewer(request)
-        if answer is None:
-            return
-        decided = ev.ReviewDecided(
-            request.review_id,
-            answer.action,
-            dict(answer.changes),
-            answer.reason,
-            answer.author,
-            answer.person,
-            answer.concerns,
-            answer.action_items,
-            answer.confidence,
-        )
-        refusal = m.refuse_decision(self.plan, self.state, decided)
-        if refusal:
-            self.seams.on_progress({"review": request.review_id, "refused": refusal})
-            folder = self.workspace.inside(request.path)
-            artifacts.write_text(folder / "error.txt", f"the answer was refused: {refusal}\n")
-        else:
-            self.append(decided)
-
-    def _judge(self, name: str) -> None:
-        mine = self.state.steps[name]
-        gate = self.plan.step(name).gate
-        assert gate is not None
-        assert mine.finished is not None
-        if missing := manifest.missing_outputs(self.workspace, mine.finished):
-            raise Halt("missing manifest", NeedsPersonError.code, f"{name}: {missing}; restore it")
-        final = is_final(gate, mine.finished, self._look_before(mine))
-        judged = self.seams.gates(gate, mine.finished.metrics, final)
-        self.append(
-            ev.GateJudged(
-                name,
-                mine.attempt,
-                mine.look,
-                judged.verdict.value,
-                tuple(encode(criterion) for criterion in judged.criteria),
-                judged.reasons,
-                judged.sentinel_tripped,
-                encode(judged.details),
-            )
-        )
-
-    def _look_before(self, mine: st.StepState) -> ev.StepFinished | None:
-        """The first look, where this is a second one."""
-        now = mine.finished
-        assert now is not None
-        first = (now.step, now.attempt, now.look - 1)
-        finished = (f for f in reversed(self.known) if isinstance(f, ev.StepFinished))
-        return next((f for f in finished if (f.step, f.attempt, f.look) == first), None)
-
-    def _run_step(self, run: st.RunStep) -> None:
-        step = self.plan.step(run.step)
-        whole = self.state.steps[run.step].started is None
-        self.supervisor.begin(terminal=step.terminal)
-        if findings := self.seams.dry():
-            raise Halt("dry", SentinelError.code, "; ".join(findings))
-        if edited := manifest.changed_since_planned(step, self.plan.runbook.parent):
-            detail = f"{step.name}: {edited}; restore it, or accept the change on record"
-            raise Halt("changed input", NeedsPersonError.code, detail)
-        try:
-            inputs = manifest.verified_inputs(self.state, self.workspace, step)
-        except NeedsPersonError as error:
-            raise Halt("missing manifest", error.code, str(error)) from error
-        output, started_at = self._place(step)
-        known = batches(self.journal.entries, run.step, run.attempt)
-        work = self.workspace.work(run.step, run.attempt)
-        folder = self.workspace.inside(output)
-        changed = artifacts.make_directories(work, folder)
-        if whole and run.attempt > 1:
-            _disown(folder)
-        self.append(
-            ev.StepStarted(
-                run.step, run.attempt, run.look, run.params, output, started_at, step.code
-            )
-        )
-        job = Job(
-            function=step.function,
-            search=str(self.plan.runbook.parent),
-            log=str(self.workspace.log(step.name)),
-            step=run.step,
-            attempt=run.attempt,
-            look=run.look,
-            seed=self.plan.seed,
-            params=run.params,
-            model=self.plan.model,
-            engine=self.plan.engine,
-            workspace=self.workspace.root,
-            work=work,
-            output=folder,
-            inputs=inputs,
-            provenance=manifest.provenance(self.plan),
-            committed=tuple(known.values()),
-        )
-        outcome = self.runner.run(job, changed)
-        self._finish_step(run, outcome)
-        if whole and run.look != st.SMOKE and isinstance(outcome, ev.StepFinished):
-            # One that went on from committed batches, or made a few rows, does not say how long
-            # the step takes.
-            estimate.remember(self.plan, step, run.params, outcome)
-
-    def _finish_step(
-        self, run: st.RunStep, outcome: ev.StepFinished | Failed | Paused | Lost
-    ) -> None:
-        match outcome:
-            case ev.StepFinished():
-                started = self.state.steps[run.step].started
-                assert started is not None
-                marked = manifest.markers(self.workspace, started.output, outcome.artifacts)
-                before = seconds_before(self.journal.entries, run.step, run.attempt, run.look)
-                self.append(replace(outcome, markers=marked, seconds=before + outcome.seconds))
-                return
-            case Failed(what, where, fix, code, tail):
-                error = str(RunbookError(what, where=where, fix=fix))
-                self.append(ev.StepFailed(run.step, run.attempt, error, tail, code))
-                return
-            case Lost(cause):
-                trouble = self.supervisor.trouble()
-                cause = f"{cause}; {trouble}" if trouble else cause
-            case Paused():
-                cause = "paused after a committed batch"
-        reason = self.supervisor.reason()
-        self.append(ev.StepInterrupted(run.step, run.attempt, reason or cause))
-        if isinstance(outcome, Lost) and not reason:
-            self.seams.on_progress({"step": run.step, "lost": cause})
-        if isinstance(outcome, Paused) and not reason:
-            self.supervisor.check_pause(run.step)
-
-    def _place(self, step: PlannedStep) -> tuple[str, str]:
-        """The attempt's output folder and its start; an attempt that goes on keeps both."""
-        mine = self.state.steps[step.name]
-        if mine.started:
-            return mine.started.output, mine.started.started_at
-        moment = self._now()
-        output = self.workspace.output(step.output, moment)
-        while "{time}" in step.output and output.exists():
-            # Two attempts within one second must not share a folder.
-            moment += timedelta(seconds=1)
-            output = self.workspace.output(step.output, moment)
-        return self.workspace.relative(output), moment.isoformat()
-
-
-def _owes_pod_stop(
-    plan: Plan, workspace: Workspace, state: st.State, known: Sequence[ev.Event]
-) -> bool:
-    """Whether a kill, after a session's last line, kept this machine's pod from being stopped."""
-    for fact in reversed(known):
-        match fact:
-            case ev.PodStopRequested():
-                return False
-            case ev.SessionStarted() | ev.SessionResumed():
-                break
-    assert state.session is not None
-    return owes_stop(plan.pod, workspace, state.session.run_id)
-
-
-def _disown(output: Path) -> None:
-    """A folder that an earlier attempt completed is not complete for this one."""
-    marker = output / artifacts.COMPLETE
-    with artifacts.storage_errors(output):
-        if marker.is_file():
-            marker.unlink()
-            durable.fsync_path(output)

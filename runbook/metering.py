@@ -7,7 +7,7 @@ is ended in any case, and its record read first.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING
 
@@ -160,7 +160,7 @@ class Metering:
         return left if math.isfinite(left) else None
 
 
-def owes_stop(pod: Mapping[str, Json], workspace: Workspace, run_id: str) -> bool:
+def owes_stop(pod: Mapping[str, Json], workspace: Workspace, known: Sequence[ev.Event]) -> bool:
     """Whether this machine did a session's work, and its pod was never asked to stop.
 
     Its meter's record says so: on another machine, after a new start of this one, and where
@@ -169,10 +169,14 @@ def owes_stop(pod: Mapping[str, Json], workspace: Workspace, run_id: str) -> boo
     Args:
         pod: ``Plan.pod``.
         workspace: of the session.
-        run_id: of the session.
+        known: the session's facts, in order; it has begun.
     """
+    last_run = ev.PodStopRequested | ev.SessionStarted | ev.SessionResumed
+    if isinstance(next(f for f in reversed(known) if isinstance(f, last_run)), ev.PodStopRequested):
+        return False
     records = MeterRecords.find(workspace.root) if pod.get("stop") else None
     record = records.newest() if records else None
+    run_id = next(f.run_id for f in known if isinstance(f, ev.SessionStarted))
     if record is None or record.run_id != run_id or not record.is_of_this_boot:
         return False
     stop = record.stop

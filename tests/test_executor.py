@@ -490,7 +490,7 @@ def test_what_a_killed_run_left_is_cleared_at_the_start(
     workspace.create()
     stale = workspace.data / f".0123{artifacts.TEMPORARY}"
     stale.write_text("half")
-    monkeypatch.setattr("runbook.executor._Session.run", Mock(side_effect=RuntimeError("begun")))
+    monkeypatch.setattr("runbook.executor.Session.run", Mock(side_effect=RuntimeError("begun")))
     mark = {**os.environ, "RUNBOOK_WORKER_OF": str(workspace.root)}
     sleeper = [sys.executable, "-c", "import time; print(1, flush=True); time.sleep(60)"]
     with subprocess.Popen(sleeper, env=mark, stdout=subprocess.PIPE) as orphan:

@@ -163,7 +163,7 @@ def test_a_done_sessions_report_without_room_does_not_keep_the_pod(
 @pytest.fixture
 def killed(scene: Scene) -> Scene:
     """A session that was killed after its last line, before its pod was stopped."""
-    kill_in_a_run(scene, "executor._Session._end_meter = kill; scene.run(scene.plan())")
+    kill_in_a_run(scene, "executor.Session._end_meter = kill; scene.run(scene.plan())")
     assert scene.stops == 0
     return scene
 
@@ -248,12 +248,12 @@ def test_a_former_meter_ends_whatever_the_next_session_wants(
     assert former.is_running
     seen: list[bool] = []
 
-    def prepare(session: executor._Session) -> None:
+    def prepare(session: executor.Session) -> None:
         wanted = session.metering._wanted
         seen.append(not former.is_running and (session.metering._meter is not None) is wanted)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(executor._Session, "_prepare", prepare)
+        patch.setattr(executor.Session, "_prepare", prepare)
         assert scene.run(scene.plan(PAUSING, pod={}, budget=limits)) == 0
 
     assert seen == [True]

@@ -55,7 +55,7 @@ def test_a_verify_that_sees_nothing_fails(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_work_done_twice_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An executor that forgets its committed batches is caught."""
-    monkeypatch.setattr("runbook.executor.batches", lambda *_: {})
+    monkeypatch.setattr("runbook.acts.batches", lambda *_: {})
 
     certificate, _ = quick(tmp_path)
 
