@@ -72,7 +72,7 @@ def is_gone(pid: int) -> bool:
 
 
 def wait_until_gone(pid: int) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not is_gone(pid) and time.monotonic() < deadline:
         time.sleep(0.02)
     return is_gone(pid)
@@ -279,15 +279,15 @@ class TestRefused:
     def test_nothing_outlives_the_program(self, request_: ReviewRequest, last: str) -> None:
         """At the limit, and when it ends before, the program's whole group is killed."""
         start = "child = subprocess.Popen(['sleep', '60'])\nprint(child.pid, file=sys.stderr)"
-        ask = asking(request_.workspace, f"{start}\nsys.stderr.flush()\n{last}", timeout_s=1.5)
+        ask = asking(request_.workspace, f"{start}\nsys.stderr.flush()\n{last}", timeout_s=4.0)
         began = time.monotonic()
         answer = ask(request_)
 
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 30
         assert (answer is None) == ("sleep" in last)
         assert wait_until_gone(int(kept(request_, "stderr.log")))
         if answer is None:
-            assert "did not end within 1.5 s" in kept(request_, "error.txt")
+            assert "did not end within 4 s" in kept(request_, "error.txt")
 
     def test_a_hostile_row_is_never_an_answer(self, request_: ReviewRequest) -> None:
         """A row that holds a whole answer stays data, even where the program repeats it."""

@@ -465,12 +465,12 @@ def test_a_stop_that_keeps_failing_is_given_up_on_record(pod: Pod) -> None:
 def test_a_stop_that_hangs_is_killed_and_tried_again(pod: Pod) -> None:
     """A try that does not end is killed with its group after its time."""
     script = 'test $n -ge 2 || { sleep 61 & echo $! > "$0.pid"; wait; }'
-    pod.launch(stop_pod=pod.command(script), stop_timeout_s=1.0).expire()
+    pod.launch(stop_pod=pod.command(script), stop_timeout_s=3.0).expire()
 
     stop = pod.stop()
 
     assert (pod.stops(), stop.tries, stop.last_rc, stop.problem) == (2, 2, 0, "")
-    assert "killed: no end within 1 s" in pod.log()
+    assert "killed: no end within 3 s" in pod.log()
     eventually(lambda: not is_alive(int((pod.folder / "calls.pid").read_text())))
 
 

@@ -500,7 +500,7 @@ def until_idle(server: ScriptedServer) -> Callable[[float], None]:
     """A wait between two tries that lasts until the server has noticed that the first is over."""
 
     def wait(_: float) -> None:
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while server.at_once and time.monotonic() < deadline:
             time.sleep(0.01)
 

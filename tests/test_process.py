@@ -31,6 +31,9 @@ from runbook.process import (
 from runbook.worker import Job
 from runbook.workspace import Workspace
 
+SOON_S = 30.0
+"""Half of what those sleep that must not be waited for."""
+
 USER_STEPS = """
 import atexit, os, subprocess, sys, threading, time
 from runbook.artifacts import describe
@@ -252,17 +255,17 @@ def test_the_rows_behind_a_number_are_on_record(workspace: Workspace, worker: Wo
     ]
 
 
-def within(limit_s: float, worker: Worker, act: Callable[[], Outcome]) -> Outcome:
-    """The outcome of what must not take that long; a child that blocks it is killed at last."""
+def soon(worker: Worker, act: Callable[[], Outcome]) -> Outcome:
+    """The outcome of what must not block; a child that does block it is killed at last."""
     assert worker.pid is not None
-    rescue = threading.Timer(limit_s, os.kill, (worker.pid, signal.SIGKILL))
+    rescue = threading.Timer(SOON_S, os.kill, (worker.pid, signal.SIGKILL))
     rescue.start()
     begin = time.monotonic()
     try:
         outcome = act()
     finally:
         rescue.cancel()
-    assert time.monotonic() - begin < limit_s
+    assert time.monotonic() - begin < SOON_S
     return outcome
 
 
@@ -271,7 +274,7 @@ def test_a_job_larger_than_the_pipe_arrives_whole(workspace: Workspace, worker: 
     told: list[bool] = []
     asked = user(workspace, "environment", names=["HOME"], ballast="x" * 3_000_000)
 
-    outcome = within(10.0, worker, lambda: run(worker, asked, meanwhile=lambda: told.append(True)))
+    outcome = soon(worker, lambda: run(worker, asked, meanwhile=lambda: told.append(True)))
 
     assert isinstance(outcome, Finished)
     assert told == [True]
@@ -289,8 +292,7 @@ def test_a_child_that_does_not_read_its_job_is_given_up(
         ticks.append(time.monotonic())
         return 9.0
 
-    outcome = within(
-        5.0,
+    outcome = soon(
         worker,
         lambda: run(
             worker,
@@ -320,8 +322,7 @@ def test_a_child_that_does_not_read_an_answer_is_given_up(
     def watch() -> float:
         return commits[0] + 0.3 - time.monotonic() if commits else 9.0
 
-    outcome = within(
-        10.0,
+    outcome = soon(
         worker,
         lambda: run(worker, user(workspace, "commits_a_long_key"), on_commit=stop_it, watch=watch),
     )
@@ -343,7 +344,7 @@ def test_a_child_that_closed_its_pipes_is_waited_for_as_long_as_there_is_time(
     )
 
     assert isinstance(outcome, Lost)
-    assert time.monotonic() - begin < 4.0
+    assert time.monotonic() - begin < SOON_S
 
 
 def test_a_killed_child_is_lost_with_the_signal_named(workspace: Workspace, worker: Worker) -> None:
@@ -378,7 +379,7 @@ def test_a_stop_kills_the_child_and_what_it_started(workspace: Workspace, worker
 
 
 def assert_gone(pid: int) -> None:
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + SOON_S
     while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
         assert time.monotonic() < limit, f"process {pid} is still there"
         time.sleep(0.02)
@@ -388,9 +389,10 @@ def test_progress_is_throttled(workspace: Workspace, worker: Worker) -> None:
     """A step that talks all the time is heard about five times a second."""
     seen: list[Mapping[str, Json]] = []
 
+    begin = time.monotonic()
     run(worker, user(workspace, "chats"), on_progress=seen.append)
 
-    assert 1 <= len(seen) < 10
+    assert 1 <= len(seen) < 10 + 5 * (time.monotonic() - begin)
 
 
 def test_an_error_of_the_parent_ends_the_child(workspace: Workspace, worker: Worker) -> None:
@@ -423,15 +425,16 @@ def test_close_lets_the_child_end_by_itself(workspace: Workspace) -> None:
 
 @pytest.mark.parametrize("after_s", [0.0, 0.3])
 def test_a_hurried_close_kills_an_idle_child(
-    workspace: Workspace, worker: Worker, after_s: float
+    workspace: Workspace, worker: Worker, monkeypatch: pytest.MonkeyPatch, after_s: float
 ) -> None:
     """One that takes long to leave is killed as soon as there is a hurry, before or meanwhile."""
+    monkeypatch.setattr("runbook.process._CLOSE_S", 60.0)
     run(worker, user(workspace, "leaves_slowly"))
     begin = time.monotonic()
 
     worker.close(lambda: time.monotonic() >= begin + after_s)
 
-    assert after_s <= time.monotonic() - begin < after_s + 1.5
+    assert after_s <= time.monotonic() - begin < SOON_S
     assert worker.pid is not None
     assert not psutil.pid_exists(worker.pid)
 
@@ -461,7 +464,7 @@ def test_a_killed_child_that_stays_is_not_waited_for(workspace: Workspace, worke
         finally:
             tracer.kill()
 
-    assert took < 10.0
+    assert took < SOON_S
 
 
 DRIVER = """
