@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from agent.canary_dossiers import Known, make_pair
-from agent.provider import OVERHEAD_TOKENS, Served, Tokens
+from agent.provider import Served
 from agent.situations import APPROVING, outside
 from runbook.artifacts import write_json
 from runbook.contract import Account, Decision, Json, Reviewer, ReviewRequest
@@ -31,8 +31,6 @@ REFUSED = "refused"
 """There was no money for it beside what the real question may cost."""
 _KEPT_BACK = 2
 """Requests that a canary leaves the money for: the real question, and one repair."""
-_BYTES_A_TOKEN = 3
-"""Of a dossier at most, as ``agent.dossier`` counts its tokens; a request is reserved by bytes."""
 _HELD = "the reviewer's 'proceed' is not acted on; a person decides"
 """Later dossiers of the same model repeat it, so nothing in it may tell of canaries."""
 
@@ -103,16 +101,13 @@ def dearest(declared: Mapping[str, Json]) -> float | None:
     if "model" not in declared:
         return None
     models = [Served.of(one) for one in (declared, declared.get("fallback")) if one]
-    # Of several models the smallest context bounds the question.
-    context = min(served.context_tokens for served in models)
-    known = [usd for served in models if (usd := _at_worst(served, context)) is not None]
+    known = [usd for served in models if (usd := _at_worst(served)) is not None]
     return max(known, default=None)
 
 
-def _at_worst(served: Served, context_tokens: int) -> float | None:
-    most = Tokens(_BYTES_A_TOKEN * context_tokens + OVERHEAD_TOKENS, served.max_output_tokens)
+def _at_worst(served: Served) -> float | None:
     # Nothing above ``max_usd`` is sent.
-    known = [usd for usd in (served.cost(most), served.max_usd) if usd is not None]
+    known = [usd for usd in (served.most_usd, served.max_usd) if usd is not None]
     return min(known, default=None)
 
 

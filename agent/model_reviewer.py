@@ -38,7 +38,17 @@ from agent.failures import (
     TransientError,
     UnknownOutcomeError,
 )
-from agent.provider import Call, Message, Provider, Served, Tokens, believed, load_body
+from agent.provider import (
+    Call,
+    Message,
+    Provider,
+    Served,
+    Tokens,
+    believed,
+    is_key,
+    load_body,
+    request_size,
+)
 from agent.remedy import ASK, CHANGE, Remedy
 from agent.review_files import ANSWERED, FAILED, SENT, DamagedError, ReviewFiles
 from agent.review_files import Sent as SentRequest
@@ -362,11 +372,8 @@ class _Asked:
             RefusedError: more than ``max_usd``.
         """
         served = self.served
-        most = Tokens(served.most_input(call.messages, call.schema), served.max_output_tokens)
-        usd = served.cost(most)
-        if usd is None:
-            return served.max_usd
-        if served.max_usd is not None and usd > served.max_usd:
+        usd = served.worst_usd(request_size(call.messages, call.schema))
+        if usd is not None and served.max_usd is not None and usd > served.max_usd:
             what = f"one request may cost {usd:.4f} USD, more than max_usd: {served.max_usd:g}"
             fix = "lower context_tokens or max_output_tokens, or raise it"
             raise RefusedError(f"{what}; {fix}", Remedy(CHANGE))
@@ -380,7 +387,7 @@ class _Asked:
             return _LOCAL_KEY
         if not key:
             raise PermanentError(f"the environment variable {name} is not set; it holds the key")
-        if not (key.isascii() and key.isprintable()) or " " in key:
+        if not is_key(key):
             raise PermanentError(f"the environment variable {name} does not hold a key")
         return key
 

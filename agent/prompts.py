@@ -28,7 +28,7 @@ _AGAIN = (
 
 def most_tokens(models: Sequence[Served]) -> int:
     """What a question may take: it must fit the smallest context that is declared."""
-    return min(served.context_tokens - served.max_output_tokens for served in models)
+    return min(served.prompt_tokens for served in models)
 
 
 def question(request: ReviewRequest, max_tokens: int) -> str:

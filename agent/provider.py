@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OVERHEAD_TOKENS = 2000
 """What a provider may add to a prompt: roles, its words for a schema."""
+_BYTES_A_TOKEN = 3
+"""Of a prompt at most, as ``agent.dossier`` estimates its tokens; it is reserved by bytes."""
 _MILLION = 1e6
 _MOST_TOKENS = 1 << 53
 
@@ -69,11 +71,28 @@ class Served:
         """What is sent as effort: a question is of medium stake, all else of high."""
         return (self.effort or {}).get("medium" if reason == "question" else "high")
 
-    def most_input(self, messages: tuple[Message, ...], schema: Mapping[str, Json]) -> int:
-        """An upper bound of a prompt's tokens: no token is shorter than a byte."""
-        texts = [text for _, text in messages] + [canonical_json(schema)]
-        size = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
-        return size + OVERHEAD_TOKENS
+    @property
+    def prompt_tokens(self) -> int:
+        """What the context leaves to a prompt beside the answer."""
+        return self.context_tokens - self.max_output_tokens
+
+    @property
+    def least_usd(self) -> float | None:
+        """What the shortest request is reserved at; None as in ``worst_usd``."""
+        return self.worst_usd(0)
+
+    @property
+    def most_usd(self) -> float | None:
+        """What a request that fills the context is reserved at; None as in ``worst_usd``."""
+        return self.worst_usd(_BYTES_A_TOKEN * self.prompt_tokens)
+
+    def worst_usd(self, size: int) -> float | None:
+        """What a request of so many bytes costs at worst: no token is shorter than a byte.
+
+        None: what the runbook declares of a request.
+        """
+        most = self.cost(Tokens(size + OVERHEAD_TOKENS, self.max_output_tokens))
+        return self.max_usd if most is None else most
 
     def cost(self, tokens: "Tokens") -> float | None:
         """What these tokens cost; None where no prices are declared."""
@@ -127,6 +146,17 @@ class Provider:
     """Raises UnusableError: the body is none of this protocol's."""
     tokens: Callable[[Mapping[str, Json]], Tokens | None]
     """What a body's ``usage`` says; None where it says nothing that can be believed."""
+
+
+def request_size(messages: tuple[Message, ...], schema: Mapping[str, Json]) -> int:
+    """Bytes of what is sent to be read."""
+    texts = [text for _, text in messages] + [canonical_json(schema)]
+    return sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+
+
+def is_key(text: str) -> bool:
+    """Whether a text can be sent as a key; an empty one is no key."""
+    return bool(text) and text.isascii() and text.isprintable() and " " not in text
 
 
 def load_body(body: bytes) -> Mapping[str, Json]:

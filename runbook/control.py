@@ -20,7 +20,9 @@ from runbook import regular_files
 from runbook.artifacts import TEMPORARY
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Json
+from runbook.errors import RunbookError
 from runbook.gpus import Gpus, describe
+from runbook.journal import facts
 from runbook.regular_files import open_to_append
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
@@ -82,12 +84,18 @@ def withdraw_stop(workspace: Workspace) -> None:
 def record_stop(workspace: Workspace, reason: str, clock: Clock = SYSTEM) -> None:
     """A person's stop of a session that no executor is at work on.
 
+    Report and reviews' pages then tell of it; a disk too full for them takes nothing from the stop.
+
     Raises:
         LockedError: one is.
     """
+    from runbook.projection import Pages  # noqa: PLC0415 - the executor imports it later
+
     with open_journal(workspace, clock) as journal:
         detail = f"a person asked for it: {reason}"
         journal.append(ev.SessionStopped(STOP_REQUESTED, 3, detail).to_body(), pin=True)
+        with suppress(OSError, RunbookError):
+            Pages(workspace, journal, facts(journal.entries)).renew()
 
 
 class Pulse:

@@ -7,7 +7,7 @@ and names the variables of the environment without their values.
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -36,7 +36,6 @@ from runbook.prerequisites import (
     wants_gpu,
 )
 from runbook.problems import listing
-from runbook.reviewer_check import check_reviewer
 from runbook.sandbox import check_sandbox
 from runbook.schema import load_plan
 from runbook.workspace import Workspace
@@ -46,6 +45,9 @@ _SHORT = 12
 _SPEC = re.compile(r"""\bspec["']?\s*:\s*["']?([^\s,}"'#]+)""")
 _VARIABLE = re.compile(r"\$\{([A-Za-z_]\w*)\}")
 _MOST_FIELDS = 3
+
+CheckReviewer = Callable[[Plan, Workspace, Mapping[str, str]], Check]
+"""Plan, workspace and environment -> the row on who answers reviews."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ def examine(
     workspace: Workspace,
     overrides: Sequence[str] = (),
     *,
+    check_reviewer: CheckReviewer,
     environ: Mapping[str, str] = os.environ,
     devices: Path = DEVICES,
 ) -> Iterator[Check]:
@@ -78,6 +81,7 @@ def examine(
         spec: the runbook; that of the workspace's session where None.
         workspace: where the session is, or will be. It need not exist.
         overrides: ``--set`` arguments.
+        check_reviewer: looks at the reviewer that a plan declares.
         environ: what ``${NAME}`` is looked up in.
         devices: where the GPUs' nodes stand.
     """

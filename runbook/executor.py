@@ -38,7 +38,8 @@ from runbook.errors import (
 )
 from runbook.fingerprint import plan_document
 from runbook.gpus import Gpus
-from runbook.journal import Journal, facts, read_entries, read_journal
+from runbook.journal import facts, read_entries, read_journal
+from runbook.journal_writer import Journal
 from runbook.ledger import Ledger
 from runbook.metering import Metering, owes_stop
 from runbook.next_act import decide

@@ -8,13 +8,14 @@ that fails here fails a session. See ``runbook.courier`` for what sends.
 import importlib.util
 import json
 import os
+import re
 import select
 import shlex
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +39,12 @@ _LOOK_S = 0.05
 _MOST_COMMANDS = 4
 _TITLE_CHARS = 150
 _LINE_CHARS = 400
+_CAUSE_CHARS = 200
+"""Of why a reviewer gave no answer: a server or a reply may have had a part in the words."""
+_MARKUP = re.compile(r"[^\w .,:;\[\]'%+=-]")
+"""What a chat could make a link, a mention or a format of."""
+_STOPS = ("human_needed", "ended")
+"""Kinds of what a stop brings about."""
 _STARTS = 3
 """So often a courier that died is started again."""
 
@@ -141,8 +148,8 @@ class Notifier:
 
     def _send(self, name: str, incident: Incident) -> None:
         assert self._link is not None
-        title, body = compose(self._plan, self._workspace, self._entries(), incident)
         shown = self._redactor()
+        title, body = compose(self._plan, self._workspace, self._entries(), incident, shown)
         message = {
             "id": name,
             "kind": incident.kind,
@@ -325,29 +332,52 @@ def own_path(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def compose(
-    plan: Plan, workspace: Workspace, entries: Sequence[Entry], incident: Incident
+    plan: Plan,
+    workspace: Workspace,
+    entries: Sequence[Entry],
+    incident: Incident,
+    shown: Redactor,
 ) -> tuple[str, str]:
-    """Title and body: what, when, what it cost so far, and the command to go on with."""
+    """Title and body: what, when, what it cost so far, and the command to go on with.
+
+    ``shown`` takes secrets out of a line before it is cut: the half of one is none that is known.
+    """
     from runbook.report import figures, outcome  # noqa: PLC0415 - nothing to tell, no need
     from runbook.report.safe_text import one_line  # noqa: PLC0415 - see above
     from runbook.report.view import build_view  # noqa: PLC0415 - see above
 
     view = build_view(entries)
     number = len(entries) - 1 if incident.fact is None else incident.fact
-    told = [*incident.told, f"at {figures.moment(entries[number].wall)}"]
+    is_repeated = incident.along in plan.notifications.get("events", ())
+    told = [*incident.told]
+    if incident.kind in _STOPS and not is_repeated:
+        told += _unanswered(workspace, entries[: number + 1], shown)
+    told.append(f"at {figures.moment(entries[number].wall)}")
     if incident.kind == "ended":
         told.append(_pod(plan))
     told.append(f"Cost so far: {outcome.cost(view)}")
-    lines = [one_line(line, _LINE_CHARS) for line in told]
+    lines = [one_line(shown.text(line), _LINE_CHARS) for line in told]
     title = one_line(f"{plan.name}: {incident.what}", _TITLE_CHARS)
     place = ["--workspace", str(workspace.root)]
     commands = [s.command for s in outcome.next_steps(view, workspace.root, alive=True)]
     if incident.review:
         commands = [shlex.join(["runbook", "review", "show", incident.review, *place]), *commands]
-    if not commands or incident.along in plan.notifications.get("events", ()):
+    if not commands or is_repeated:
         commands = [shlex.join(["runbook", "status", *place])]
     commands = _few(list(dict.fromkeys(commands)), view.command(workspace.root))
     return title, "\n".join([*lines, "Next:", *(one_line(c, 10_000) for c in commands)])
+
+
+def _unanswered(workspace: Workspace, entries: Sequence[Entry], shown: Redactor) -> Iterator[str]:
+    """Why the reviewer gave no answer to the review that a stop, the newest entry, rests on."""
+    from runbook.report.safe_text import one_line  # noqa: PLC0415 - as in ``compose``
+    from runbook.report.unanswered import with_unanswered  # noqa: PLC0415 - see above
+    from runbook.report.view import build_view  # noqa: PLC0415 - see above
+
+    found = with_unanswered(build_view(entries), workspace).unanswered
+    if found:
+        cause = _MARKUP.sub(" ", shown.text(found.cause))
+        yield f"why there is no answer: {one_line(cause, _CAUSE_CHARS)}"
 
 
 def _few(commands: list[str], goes_on: str) -> list[str]:

@@ -12,7 +12,8 @@ from runbook import artifacts, manifest, regular_files
 from runbook import events as ev
 from runbook import state as st
 from runbook.clock import Clock
-from runbook.journal import Journal, read_journal
+from runbook.journal import read_journal
+from runbook.journal_writer import Journal
 from runbook.plan import Plan, PlannedStep
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
@@ -24,6 +25,61 @@ from runbook.report.view import build_stories, build_view
 from runbook.workspace import Workspace
 
 EVERY_S = 5.0
+
+
+class Pages:
+    """What people read: each review's page and the session's report."""
+
+    def __init__(self, workspace: Workspace, journal: Journal, known: Sequence[ev.Event]) -> None:
+        """``known`` may grow, as the executor's does."""
+        self._workspace = workspace
+        self._journal = journal
+        self._known = known
+
+    def renew(self) -> None:
+        """The pages alone, once a person has decided or stopped a session nobody is at work on.
+
+        The session's manifest tells of the machine that the work was done on, which need not be
+        this one, so it stays as it was shown.
+        """
+        pages = self.named(self.write())
+        if before := self._shown_before():
+            self._journal.projections = {**before, **pages}
+
+    def write(self) -> dict[Path, str]:
+        """All of them; path and SHA-256."""
+        shown = self.reviews()
+        view = with_unanswered(build_view(self._journal.entries), self._workspace)
+        trust = trust_section(self._workspace)
+        report = render_report(view, self._workspace.root, trust)
+        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
+        return shown
+
+    def reviews(self) -> dict[Path, str]:
+        """Each review's report and its plot, where they tell anything new; path and SHA-256."""
+        if not any(isinstance(fact, ev.ReviewRequested) for fact in self._known):
+            return {}
+        shown: dict[Path, str] = {}
+        for story in build_stories(self._journal.entries):
+            folder = self._workspace.inside(story.review.path)
+            path, plot = folder / REPORT, render_plot(story)
+            if plot:
+                shown[folder / PLOT] = _refreshed(folder / PLOT, plot)
+            shown[path] = _refreshed(path, render_review(story, read_folder(folder)))
+        return shown
+
+    def named(self, shown: Mapping[Path, str]) -> dict[str, str]:
+        """As the journal names files: by their paths in the workspace."""
+        return {self._workspace.relative(path): sha256 for path, sha256 in shown.items()}
+
+    def _shown_before(self) -> Mapping[str, str]:
+        """What earlier epochs say of the files; nothing where a writer did not end its own."""
+        for epoch in reversed(read_journal(self._workspace).epochs):
+            if epoch.number == self._journal.epoch:
+                continue
+            if epoch.projections or not epoch.closed:
+                return epoch.projections
+        return {}
 
 
 class Projector:
@@ -41,6 +97,7 @@ class Projector:
         self._journal = journal
         self._known = known
         self._clock = clock
+        self._pages = Pages(workspace, journal, known)
         self._shown = clock.monotonic()
 
     def step(self, state: st.State, step: PlannedStep, append: Callable[[ev.Event], None]) -> None:
@@ -55,7 +112,7 @@ class Projector:
         path = self._workspace.manifest(output)
         document = manifest.step_manifest(self._plan, state, step, judgement)
         files[path.name] = artifacts.indented_json(document).encode()
-        self.reviews()
+        self._pages.reviews()
         hashes = artifacts.write_files(output, files)
         where, judged = self._workspace.relative(path), judgement.get("path", "")
         append(ev.ManifestWritten(step.name, mine.attempt, where, hashes[path.name], judged))
@@ -86,58 +143,17 @@ class Projector:
         if state.session is None:
             return
         self._shown = self._clock.monotonic()
-        shown = self._pages()
+        shown = self._pages.write()
         written = [fact for fact in self._known if isinstance(fact, ev.ManifestWritten)]
         path = self._workspace.session_manifest(state.session.run_id)
         shown[path] = artifacts.write_json(
             path, manifest.session_manifest(self._plan, state, written)
         )
-        self._journal.projections = self._named(shown)
+        self._journal.projections = self._pages.named(shown)
 
-    def decision(self) -> None:
-        """The pages alone, once a person has decided and while no executor is at work.
-
-        The session's manifest tells of the machine that the work was done on, which need not be
-        this one, so it stays as it was shown.
-        """
-        pages = self._named(self._pages())
-        if before := self._shown_before():
-            self._journal.projections = {**before, **pages}
-
-    def _shown_before(self) -> Mapping[str, str]:
-        """What earlier epochs say of the files; nothing where a writer did not end its own."""
-        for epoch in reversed(read_journal(self._workspace).epochs):
-            if epoch.number == self._journal.epoch:
-                continue
-            if epoch.projections or not epoch.closed:
-                return epoch.projections
-        return {}
-
-    def _named(self, shown: Mapping[Path, str]) -> dict[str, str]:
-        """As the journal names files: by their paths in the workspace."""
-        return {self._workspace.relative(path): sha256 for path, sha256 in shown.items()}
-
-    def _pages(self) -> dict[Path, str]:
-        """Each review's page and the session's report; path and SHA-256."""
-        shown = self.reviews()
-        view = with_unanswered(build_view(self._journal.entries), self._workspace)
-        trust = trust_section(self._workspace)
-        report = render_report(view, self._workspace.root, trust)
-        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
-        return shown
-
-    def reviews(self) -> dict[Path, str]:
-        """Each review's report and its plot, where they tell anything new; path and SHA-256."""
-        if not any(isinstance(fact, ev.ReviewRequested) for fact in self._known):
-            return {}
-        shown: dict[Path, str] = {}
-        for story in build_stories(self._journal.entries):
-            folder = self._workspace.inside(story.review.path)
-            path, plot = folder / REPORT, render_plot(story)
-            if plot:
-                shown[folder / PLOT] = _refreshed(folder / PLOT, plot)
-            shown[path] = _refreshed(path, render_review(story, read_folder(folder)))
-        return shown
+    def reviews(self) -> None:
+        """Each review's page, where it tells anything new."""
+        self._pages.reviews()
 
 
 def _refreshed(path: Path, text: str) -> str:

@@ -12,7 +12,7 @@ from runbook.changes import check_same_plan
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Account, ReviewRequest
 from runbook.errors import ConfigError, RunbookError
-from runbook.journal import facts, read_entries
+from runbook.journal import Entry, facts, read_entries
 from runbook.machine import refuse_decision, replay
 from runbook.next_act import params_of, rerun_range
 from runbook.params import whole_numbers
@@ -77,27 +77,45 @@ def make_request(
 
 
 def record_decision(
-    plan: Plan, workspace: Workspace, decided: ev.ReviewDecided, *, clock: Clock = SYSTEM
-) -> None:
+    plan: Plan,
+    workspace: Workspace,
+    decided: ev.ReviewDecided,
+    *,
+    known: Sequence[ev.Event] | None = None,
+    clock: Clock = SYSTEM,
+) -> tuple[Entry, ...]:
     """Append a person's decision while no executor runs; the next run acts on it.
 
     Nothing is written for one that cannot stand. After one that can, report and reviews' pages
     tell of it; a disk too full for them takes nothing from the decision.
 
+    Args:
+        plan: the session's.
+        workspace: where.
+        decided: the decision.
+        known: the facts, where they were just read; it is judged again by those that stand there
+            once the journal is open.
+        clock: of the journal's times.
+
+    Returns:
+        The journal's entries, with the decision.
+
     Raises:
         ConfigError: the decision cannot stand, or the plan is another one.
         LockedError: an executor is at work.
     """
-    from runbook.projection import Projector  # noqa: PLC0415 - the executor imports it later
+    from runbook.projection import Pages  # noqa: PLC0415 - the executor imports it later
 
-    _check_decision(plan, workspace, facts(read_entries(workspace)), decided)
+    before = facts(read_entries(workspace)) if known is None else known
+    _check_decision(plan, workspace, before, decided)
     with open_journal(workspace, clock) as journal:
         # Another decision may have been recorded since.
-        known = facts(journal.entries)
-        _check_decision(plan, workspace, known, decided)
+        now = facts(journal.entries)
+        _check_decision(plan, workspace, now, decided)
         journal.append(decided.to_body(), pin=True)
         with suppress(OSError, RunbookError):
-            Projector(plan, workspace, journal, (*known, decided), clock).decision()
+            Pages(workspace, journal, (*now, decided)).renew()
+        return tuple(journal.entries)
 
 
 def _check_decision(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from runbook import durable
 from runbook.clock import SYSTEM, Clock
 from runbook.errors import LockedError
-from runbook.journal import Journal, Reading, read_journal
+from runbook.journal import Reading, read_journal
+from runbook.journal_writer import Journal
 from runbook.owner import Owner, this_process
 from runbook.workspace import Workspace
 

@@ -995,6 +995,33 @@ def test_the_command_line_shows_refuses_and_accepts(tmp_path: Path, capfd: Captu
     assert "nothing is run again" in call(capfd, "run", spec, "--workspace", place).err
 
 
+@pytest.mark.parametrize("verb", ["run", "run --detach", "resume", "launch"])
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        (" ", "an acceptance needs a reason"),
+        ("REASON", "REASON stands in the command for a person's own words"),
+    ],
+)
+def test_the_word_of_a_shown_command_is_no_reason_to_accept(
+    tmp_path: Path, capfd: Capture, verb: str, reason: str, said: str
+) -> None:
+    """It is refused as a decision's is, and nothing is written."""
+    place = tmp_path / "ws"
+    spec = write_runbook(tmp_path, 0.5, 2)
+    call(capfd, "run", spec, "--workspace", place)
+    write_runbook(tmp_path, 0.4, 2)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    options = ("--workspace", str(place), "--accept-changes", reason)
+    begins = [] if verb == "resume" else [str(spec)]
+
+    told = call(capfd, *verb.split(), *begins, *options)
+
+    assert told.code == 2
+    assert f"error: --accept-changes: {said}\n" in told.err
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
 def test_an_accepted_override_is_part_of_the_command_that_goes_on(
     tmp_path: Path, capfd: Capture
 ) -> None:
@@ -1013,7 +1040,7 @@ def test_an_accepted_override_is_part_of_the_command_that_goes_on(
 
 def drive(root: str, kill_at: str) -> int:
     """The test's own driver: a session that accepts a change and is killed after a line."""
-    from runbook.journal import Journal  # noqa: PLC0415 - only this process patches it
+    from runbook.journal_writer import Journal  # noqa: PLC0415 - only this process patches it
 
     real, count = Journal.append, [0]
 

@@ -19,7 +19,8 @@ from runbook.contract import Criterion, Gate, Json, Range, Verdict
 from runbook.control import Heartbeat
 from runbook.errors import PhaseError
 from runbook.plan import PlannedStep
-from runbook.report.diagnosis import Diagnosis, Traces, diagnose, render
+from runbook.report.diagnosis import Diagnosis, diagnose, render
+from runbook.report.evidence import Traces
 from runbook.report.review_folder import Folder
 from runbook.report.session import SessionView, Unanswered
 from runbook.report.status import Sight

@@ -14,13 +14,13 @@ from runbook.contract import Json
 from runbook.errors import CorruptError, LockedError, NeedsPersonError, RunbookError
 from runbook.journal import (
     GENESIS,
-    Journal,
     batches,
     read_entries,
     read_journal,
     seconds_before,
     seconds_spent,
 )
+from runbook.journal_writer import Journal
 from runbook.workspace import Workspace
 
 

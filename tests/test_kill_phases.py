@@ -33,7 +33,8 @@ from runbook import events as ev
 from runbook import manifest, next_act
 from runbook.contract import Committed
 from runbook.executor import Seams, run_session
-from runbook.journal import Journal, facts, read_entries
+from runbook.journal import facts, read_entries
+from runbook.journal_writer import Journal
 from runbook.process import Worker
 from runbook.schema import load_plan
 from runbook.workspace import Workspace

@@ -22,6 +22,7 @@ from gates.judge import judge_gate
 from runbook import courier, notify
 from runbook import events as ev
 from runbook.changes import check_same_plan
+from runbook.cli.reviewer_row import check_reviewer
 from runbook.contract import (
     Criterion,
     Decision,
@@ -36,7 +37,8 @@ from runbook.doctor import examine
 from runbook.errors import ConfigError, NeedsPersonError
 from runbook.executor import Seams, run_session
 from runbook.incidents import all_incidents, identity, new_incidents, of_budget
-from runbook.journal import Journal, facts, read_entries
+from runbook.journal import facts, read_entries
+from runbook.journal_writer import Journal
 from runbook.machine import apply, replay
 from runbook.meter_folder import MeterRecords
 from runbook.plan import Plan
@@ -265,6 +267,92 @@ def test_a_person_is_told_of_step_verdict_and_reviewer(
         f"review a-1, reason: gate failed, {told}",
     ]
     assert CANARY not in json.dumps(server.told)
+
+
+def silent(cause: str, decided: Decision | None = None) -> Callable[[ReviewRequest], Any]:
+    """A reviewer that leaves a cause in its folder, as one does that gave no answer."""
+
+    def ask(request: ReviewRequest) -> Decision | None:
+        folder = request.workspace / request.path
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(f"{cause}\nand more of it\n")
+        return decided
+
+    return ask
+
+
+@pytest.mark.parametrize(
+    ("events", "telling", "besides"),
+    [
+        (["human_needed", "ended"], "human needed: review", "ended: review"),
+        (["ended"], "ended: review", ""),
+    ],
+)
+def test_a_person_is_told_why_the_reviewer_gave_no_answer(
+    server: Server, workspace: Workspace, events: list[str], telling: str, besides: str
+) -> None:
+    """The first line of what was kept, in the message that has the commands and in no other."""
+    step = make_step("a", gate=GATE, params=FAILING, review_after=1)
+    plan = notified(step, events=events, reviewer={"provider": "openai"})
+    cause = "gpt-x: HTTP 401: the API key is not accepted"
+
+    assert run(plan, workspace, reviewer=silent(cause)) == 3
+
+    told = messages(server, telling)
+    assert told.count(f"why there is no answer: {cause}") == 1
+    assert any(line.startswith("runbook review decide a-1 ") for line in told)
+    assert "and more of it" not in json.dumps(server.told)
+    assert not besides or cause not in "\n".join(messages(server, besides))
+
+
+def test_a_cause_holds_nothing_a_chat_would_make_more_of(
+    server: Server, workspace: Workspace
+) -> None:
+    """A link, a mention or a format that a server or a model wrote arrives as plain words."""
+    step = make_step("a", gate=GATE, params=FAILING, review_after=1)
+    plan = notified(step, reviewer={"provider": "openai"})
+    hostile = "HTTP 400: [pay](https://evil/x) <http://evil|here> <@U1> @all **now** `x` \\#1"
+
+    assert run(plan, workspace, reviewer=silent(hostile)) == 3
+
+    lines = messages(server, "human needed: review")
+    (line,) = [line for line in lines if line.startswith("why there is no answer: ")]
+    told = " ".join(line.split(": ", 1)[1].split())
+    assert told == "HTTP 400: [pay] https: evil x http: evil here U1 all now x 1"
+
+
+@pytest.mark.parametrize("before", [0, 190, 198])
+def test_a_cause_is_told_without_secrets_on_one_short_line(
+    server: Server, workspace: Workspace, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    """What a server said may be long, move a cursor, or repeat a key across the cut."""
+    key = "sk-Qm7-Vw93xLpT-k7Qz"
+    monkeypatch.setenv("SOME_API_KEY", key)
+    step = make_step("a", gate=GATE, params=FAILING, review_after=1)
+    plan = notified(step, reviewer={"provider": "openai"})
+    cause = f"{'x' * before}{key}\x1b[2J\u202e{'y' * 5000}"
+
+    assert run(plan, workspace, reviewer=silent(cause)) == 3
+
+    told = messages(server, "human needed: review")
+    (line,) = [line for line in told if line.startswith("why there is no answer: ")]
+    assert "sk-" not in json.dumps(server.told)
+    assert len(line) < 300
+    assert line.isprintable()
+    assert line.endswith(" characters)")
+    assert "y" * 200 not in json.dumps(server.told)
+
+
+def test_of_an_answer_no_cause_is_told(server: Server, workspace: Workspace) -> None:
+    """What an earlier failure left in the folder says nothing of a reviewer that answered."""
+    said = Decision("needs_human", CANARY, CANARY, person=False)
+    step = make_step("a", gate=GATE, params=FAILING, review_after=1)
+    plan = notified(step, reviewer={"provider": "openai"})
+
+    assert run(plan, workspace, reviewer=silent("it was busy", said)) == 3
+
+    assert "wants a person to decide" in "".join(messages(server, "human needed: review"))
+    assert "it was busy" not in json.dumps(server.told)
 
 
 def test_a_stop_that_a_model_decided_says_so(server: Server, workspace: Workspace) -> None:
@@ -643,7 +731,7 @@ def test_where_the_executor_is_dead_the_meter_tells(server: Server, workspace: W
     script = f'test -e "{told}" && echo told >> "{calls}"'
     pod = {"stop": ["/bin/sh", "-c", script], "state": None, "rental_ends": None}
     code = f"plan = replace(plan, pod={ {**pod, 'abandoned_after_s': 0.1}!r})\n"
-    code += "executor._Session._run_step = lambda *_: (wait_for_meter(place), kill())"
+    code += "executor.acts.run_step = lambda *_: (wait_for_meter(place), kill())"
     kill_in_a_run(workspace, code)
 
     until(calls.exists)
@@ -765,7 +853,8 @@ def test_the_doctor_says_whether_anybody_is_told(
     spec = spec_with(tmp_path, {})
 
     def row() -> list[str]:
-        rows = examine(spec, Workspace.at(tmp_path / "ws"), environ=os.environ)
+        place = Workspace.at(tmp_path / "ws")
+        rows = examine(spec, place, check_reviewer=check_reviewer, environ=os.environ)
         return [f"{r.state.value} {r.found} {r.fix}" for r in rows if r.name == "notifications"]
 
     assert row() == [f"ok {NOTIFY_URL} is set; 8 kinds of events "]

@@ -21,7 +21,8 @@ from runbook.budget import spent
 from runbook.contract import Criterion, Gate, Json, Judgement
 from runbook.errors import LockedError, NeedsPersonError
 from runbook.executor import Seams, run_session
-from runbook.journal import Journal, facts, read_entries
+from runbook.journal import facts, read_entries
+from runbook.journal_writer import Journal
 from runbook.meter_decision import DEADLINE
 from runbook.meter_folder import MeterRecords
 from runbook.meter_record import MeterRecord, write_record

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -33,7 +34,7 @@ from agent.failures import (
     retry_after,
 )
 from agent.model_reviewer import PROVIDERS
-from agent.provider import Call, Served, Tokens, load_body
+from agent.provider import OVERHEAD_TOKENS, Call, Served, Tokens, load_body, request_size
 from agent.scripted_server import (
     Ending,
     Says,
@@ -595,9 +596,13 @@ class TestServed:
         assert math.isclose(cost, 3.0)
 
     def test_no_prompt_has_more_tokens_than_bytes(self, model: Served) -> None:
-        """The bound holds for any tokenizer that works on bytes."""
-        schema: dict[str, Any] = {}
-        assert model.most_input((("user", "\u00e4" * 100),), schema) == 200 + 2 + 2000
+        """A request is reserved by its bytes, which bound any tokenizer that works on them."""
+        size = request_size((("user", "\u00e4" * 100),), {})
+        assert size == 200 + 2
+        most = Tokens(size + OVERHEAD_TOKENS, model.max_output_tokens)
+        assert model.worst_usd(size) == model.cost(most)
+        assert replace(model, usd_per_mtok=None, max_usd=0.1).worst_usd(size) == 0.1
+        assert replace(model, usd_per_mtok=None).worst_usd(size) is None
 
     @pytest.mark.parametrize(
         ("url", "expected"),

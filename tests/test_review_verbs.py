@@ -1,5 +1,6 @@
 """Reviews on the command line: read at any time, answered once, and only within bounds."""
 
+import json
 import re
 import shlex
 import signal
@@ -13,10 +14,11 @@ from cli_session import REVIEWED, Called, call, write_runbook
 from test_diagnose import snapshot
 
 from runbook import events as ev
-from runbook import review
+from runbook import journal, review
 from runbook.errors import ConfigError, NeedsPersonError
 from runbook.journal import facts, read_entries
-from runbook.projection import Projector
+from runbook.plan import Plan
+from runbook.projection import Pages
 from runbook.schema import load_plan
 from runbook.takeover import open_journal
 from runbook.verify import Finding, verify
@@ -46,6 +48,12 @@ class Session:
 
     def review(self, *arguments: str) -> Called:
         return call(self.capfd, "review", *arguments, "--workspace", self.place.root)
+
+    def call(self, verb: str, *more: str) -> Called:
+        return call(self.capfd, verb, "--workspace", self.place.root, *more)
+
+    def stop(self, reason: str) -> Called:
+        return self.call("stop", "--reason", reason)
 
     def decide(self, action: str, *more: str, review: str = "a-2", reason: str = "why") -> Called:
         options = ("--action", action, "--reason", reason, "--author", "me")
@@ -130,6 +138,24 @@ def test_the_pages_tell_of_a_decision_at_once(waiting: Session, action: str) -> 
     assert waiting.doubts() == ((), ())
 
 
+def test_the_pages_tell_of_a_persons_stop_at_once(waiting: Session) -> None:
+    """No executor is there to write them; what the stop does not write stays vouched for."""
+    (manifest,) = waiting.place.artifacts.glob("session_manifest_*.json")
+    before = manifest.read_bytes()
+
+    assert waiting.stop("enough").code == 0
+
+    report = waiting.place.report.read_text("utf-8")
+    assert report.startswith("# small: stopped: a person asked for it (exit 3)\n")
+    assert "a person asked for it: enough" in report
+    assert f"runbook resume --workspace {waiting.place.root}" in report
+    assert manifest.read_bytes() == before
+    assert waiting.doubts() == ((), ())
+    assert waiting.call("resume").code == 3
+    assert "a person asked" not in waiting.place.report.read_text("utf-8").split("\n")[0]
+    assert waiting.doubts() == ((), ())
+
+
 def test_what_a_decision_does_not_write_stays_vouched_for(waiting: Session) -> None:
     """The manifest is the executor's as before; it and the pages are missed when changed."""
     (manifest,) = waiting.place.artifacts.glob("session_manifest_*.json")
@@ -160,20 +186,24 @@ def test_after_a_writer_that_was_killed_the_pages_are_not_vouched_for(waiting: S
     assert "report.md and the session manifest are written anew by a resume" in found.notes
 
 
-def test_a_disk_too_full_for_the_pages_takes_nothing_from_a_decision(
+def test_a_disk_too_full_for_the_pages_takes_nothing_from_a_decision_or_a_stop(
     waiting: Session, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is on record; the next run writes them."""
+    """Each is on record; the next run writes them."""
 
     def full(*_: object) -> None:
         raise NeedsPersonError("the volume is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Projector, "decision", full)
+        patch.setattr(Pages, "renew", full)
         assert waiting.decide("stop").code == 0
+        assert waiting.stop("enough").code == 0
 
     assert waiting.review("list", "--json").lines[0]["open"] is False
-    waiting.run()
+    last = waiting.facts()[-1]
+    assert isinstance(last, ev.SessionStopped)
+    assert last.reason == "stop requested"
+    waiting.call("resume")
     (page,) = waiting.place.reviews.glob("*/report.md")
     assert page.read_text("utf-8").startswith("# Review a-2: stop; ")
 
@@ -377,6 +407,56 @@ def test_of_two_decisions_made_at_once_the_first_stands(
         review.record_decision(plan, waiting.place, word)
 
     assert [f.action for f in waiting.facts() if isinstance(f, ev.ReviewDecided)] == ["stop"]
+
+
+@pytest.mark.parametrize("verb", ["decide", "clear"])
+def test_the_journal_is_read_once_before_it_is_opened(
+    verb: str, tmp_path: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read is passed on; what follows is told of the lines that were there at the end."""
+    session = Session(tmp_path, capfd, REVIEWED)
+    if verb == "clear":
+        gated = json.loads((tmp_path / "a.yaml").read_text("utf-8"))
+        gated["gate"]["criteria"][0]["kind"] = "sentinel"
+        (tmp_path / "a.yaml").write_text(json.dumps(gated))
+    session.run()
+    real, reads = journal.read_journal, list[Workspace]()
+
+    def counted(place: Workspace) -> journal.Reading:
+        reads.append(place)
+        return real(place)
+
+    monkeypatch.setattr(journal, "read_journal", counted)
+
+    if verb == "decide":
+        told = session.decide("retry", "--json")
+    else:
+        options = ("--reason", "why", "--json", "--workspace", session.place.root)
+        told = call(capfd, "sentinel", "clear", *options)
+
+    assert told.code == 0, told.err
+    assert told.lines[-1]["open"] is False
+    assert len(reads) == 1
+
+
+def test_a_decision_made_since_the_journal_was_read_stands(
+    waiting: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one is held against the journal as it stands once it is open."""
+    word = ev.ReviewDecided("a-2", "stop", {}, "no use", "another", person=True)
+
+    def late(*arguments: Any) -> Plan:
+        plan = load_plan(*arguments)
+        review.record_decision(plan, waiting.place, word)
+        return plan
+
+    monkeypatch.setattr("runbook.schema.load_plan", late)
+
+    told = waiting.decide("retry")
+
+    assert told.code == 2
+    assert "error: review a-2: it is decided already: stop\n" in told.err
+    assert [f.author for f in waiting.facts() if isinstance(f, ev.ReviewDecided)] == ["another"]
 
 
 def test_a_reviewers_words_forge_no_line_of_an_error(waiting: Session) -> None:

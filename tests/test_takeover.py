@@ -32,7 +32,7 @@ SUCCESSOR = """
 import sys
 from pathlib import Path
 from runbook import artifacts
-from runbook.journal import Journal
+from runbook.journal_writer import Journal
 from runbook.workspace import Workspace
 workspace = Workspace.at(Path(sys.argv[1]))
 with Journal(workspace):

@@ -272,6 +272,7 @@ def test_a_stop_with_no_executor_at_work_is_put_on_record(scene: Scene) -> None:
     asked = scene.call("stop", "--reason", "enough")
 
     assert "is on record" in asked.err
+    assert "a person asked for it: enough" in scene.place.report.read_text("utf-8")
     assert scene.call("run", scene.spec).code == 3
     assert scene.call("resume").code == 0
 

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
 from runbook import events as ev
-from runbook import journal, owner, takeover
+from runbook import journal_writer, owner, takeover
 from runbook.crash_session import run_forked
 from runbook.faults import Fault
 from runbook.journal import facts, read_journal
@@ -38,7 +38,7 @@ def main() -> None:
         for name, kills in CASES.items():
             root = Path(scratch) / name
             with ExitStack() as patched:
-                for module in (owner, journal, takeover):
+                for module in (owner, journal_writer, takeover):
                     patched.enter_context(patch.object(module, "this_process", lambda: elsewhere))
                 for at in kills or (0,):
                     run_forked(root, simple_gates, own=Fault(at))

@@ -39,6 +39,7 @@ _HEADER = (
     "not asked",
 )
 _MOST_CAUSES = 5
+_LONGEST_CAUSE = 1000
 
 
 def bench(
@@ -116,7 +117,8 @@ def _plan(runbook: Path | None, named: dict[str, Json], request_usd: float) -> "
         ConfigError: both a runbook and options name a reviewer, or neither; it is a person; or it
             cannot be asked, for want of its key or its program.
     """
-    from runbook.reviewer_check import trouble_asking  # noqa: PLC0415 - start-up stays light
+    from agent.readiness import trouble_asking  # noqa: PLC0415 - start-up stays light
+    from runbook.problems import printable  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.template import HOME  # noqa: PLC0415 - start-up stays light
 
@@ -140,9 +142,9 @@ def _plan(runbook: Path | None, named: dict[str, Json], request_usd: float) -> "
         )
     if trouble := trouble_asking(plan.reviewer, plan.runbook.parent, os.environ):
         raise ConfigError(
-            f"nothing was asked: {trouble.found}",
+            f"nothing was asked: {printable(trouble.found, longest=_LONGEST_CAUSE)}",
             where=str(runbook or "runbook review bench"),
-            fix=trouble.fix,
+            fix=printable(trouble.fix, longest=_LONGEST_CAUSE),
         )
     reviewer = {name: value for name, value in plan.reviewer.items() if name != "canaries"}
     return replace(plan, reviewer=reviewer)
@@ -180,6 +182,7 @@ def _score(
 ) -> Mapping[str, Json]:
     """Ask, count, and keep the result in the folder."""
     from agent.bench import RESULT, Purse, by_topic, run_bench, tally  # noqa: PLC0415 - as above
+    from agent.readiness import name_of  # noqa: PLC0415 - start-up stays light
     from runbook.artifacts import write_json  # noqa: PLC0415 - start-up stays light
     from runbook.cli.seams import reviewer_of  # noqa: PLC0415 - start-up stays light
 
@@ -192,7 +195,7 @@ def _score(
     answers = run_bench(reviewer_of(plan), chosen, folder, purse)
     document = {
         "format": 1,
-        "reviewer": _label(plan),
+        "reviewer": name_of(plan.reviewer),
         "situations": len(answers),
         "total": _counted(tally(answers)),
         "topics": {topic: _counted(found) for topic, found in by_topic(answers).items()},
@@ -274,19 +277,12 @@ def _line(topic: str, found: Mapping[str, Json]) -> tuple[str, ...]:
     return (topic, right, interval(found["right"]["interval"]), *false, *without)
 
 
-def _label(plan: "Plan") -> str:
-    """Who is scored, in words."""
-    reviewer = plan.reviewer
-    if reviewer["provider"] == "command":
-        return f"command {Path(reviewer['command'][0]).name}"
-    return f"{reviewer['provider']} {reviewer['model']}"
-
-
 def _slug(plan: "Plan") -> str:
     """A folder's name; what is declared otherwise gets another one."""
+    from agent.readiness import name_of  # noqa: PLC0415 - start-up stays light
     from runbook.artifacts import canonical_json, sha256_bytes  # noqa: PLC0415 - as above
 
-    words = re.sub(r"[^a-z0-9]+", "-", _label(plan).lower()).strip("-")[:60]
+    words = re.sub(r"[^a-z0-9]+", "-", name_of(plan.reviewer).lower()).strip("-")[:60]
     return f"{words}-{sha256_bytes(canonical_json(dict(plan.reviewer)).encode())[:8]}"
 
 

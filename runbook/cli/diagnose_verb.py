@@ -7,7 +7,8 @@ from runbook.cli.showing import look
 from runbook.errors import CorruptError
 
 if TYPE_CHECKING:
-    from runbook.report.diagnosis import Diagnosis, Traces
+    from runbook.report.diagnosis import Diagnosis
+    from runbook.report.evidence import Traces
     from runbook.report.session import SessionView
     from runbook.report.status import Sight
     from runbook.workspace import Workspace
@@ -59,8 +60,8 @@ def examine(place: "Workspace", view: "SessionView", sight: "Sight") -> "Diagnos
 
 
 def _traces(place: "Workspace", view: "SessionView", sight: "Sight") -> "Traces":
-    from runbook.report.diagnosis import Traces, review_of  # noqa: PLC0415 - start-up stays light
-    from runbook.report.outcome import broken  # noqa: PLC0415 - start-up stays light
+    from runbook.report.evidence import Traces  # noqa: PLC0415 - start-up stays light
+    from runbook.report.reading import broken, review_of  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_folder import Folder, read_folder  # noqa: PLC0415 - as above
     from runbook.review_facts import log_tail  # noqa: PLC0415 - start-up stays light
 

@@ -97,6 +97,28 @@ Author = Annotated[
     typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who accepts changes; kept on record."),
 ]
 WORKSPACE = Path("workspace")
+_PLACEHOLDERS = ("REASON", "TEXT")
+"""What stands for the reason in a command that is shown."""
+
+
+def check_reason(reason: str, of: str, flag: str) -> None:
+    """Whoever goes past something on record says why.
+
+    Args:
+        reason: what they gave.
+        of: what it is the reason of, with its article.
+        flag: where it was given.
+
+    Raises:
+        ConfigError: it is blank, or the word that stands for it in a command.
+    """
+    word = reason.strip()
+    if not word:
+        fix = "say why, in a few words; it is kept on record"
+        raise ConfigError(f"{of} needs a reason", where=flag, fix=fix)
+    if word in _PLACEHOLDERS:
+        what = f"{word} stands in the command for a person's own words"
+        raise ConfigError(what, where=flag, fix="say why, in place of that word")
 
 
 def say(text: str) -> None:

@@ -64,8 +64,8 @@ def _print_review(place: "Workspace", view: "SessionView", name: str, *, as_json
 
 def _documents(place: "Workspace", view: "SessionView", sight: "Sight") -> list[dict[str, Json]]:
     """One object for each report: the session's, its steps', its reviews'."""
-    from runbook.report.outcome import word  # noqa: PLC0415 - start-up stays light
     from runbook.report.status import as_seen, headline  # noqa: PLC0415 - start-up stays light
+    from runbook.report.step_words import word  # noqa: PLC0415 - start-up stays light
     from runbook.report.trust import trust_section  # noqa: PLC0415 - start-up stays light
 
     session: dict[str, Json] = {
@@ -108,10 +108,10 @@ def _review_document(place: "Workspace", review: "ReviewView") -> dict[str, Json
 
 def _lines(place: "Workspace", view: "SessionView", sight: "Sight") -> list[str]:
     from runbook.report import review_words as words  # noqa: PLC0415 - start-up stays light
-    from runbook.report.outcome import word  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_report import REPORT  # noqa: PLC0415 - start-up stays light
     from runbook.report.safe_text import columns, one_line  # noqa: PLC0415 - start-up stays light
     from runbook.report.status import as_seen, headline  # noqa: PLC0415 - start-up stays light
+    from runbook.report.step_words import word  # noqa: PLC0415 - start-up stays light
     from runbook.report.trust import trust_section  # noqa: PLC0415 - start-up stays light
 
     if not view.run_id:

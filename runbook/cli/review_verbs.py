@@ -12,20 +12,28 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides, answer, env_lines, say
-from runbook.cli.showing import read_session
+from runbook.cli.options import (
+    WORKSPACE,
+    AsJson,
+    Folder,
+    Overrides,
+    answer,
+    check_reason,
+    env_lines,
+    say,
+)
+from runbook.cli.showing import read_session, read_whole, view_of
 from runbook.contract import Json
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
     from runbook.events import ReviewDecided
+    from runbook.journal import Entry
     from runbook.report.session import ReviewView, SessionView
     from runbook.workspace import Workspace
 
 NEEDS_HUMAN = "needs_human"
 """As ``runbook.state`` has it, which is not imported for a list."""
-_PLACEHOLDERS = ("REASON", "TEXT")
-"""What stands for the reason in a command that is shown."""
 ReviewId = Annotated[str, typer.Argument(envvar="RUNBOOK_REVIEW", help="E.g. pilot-2.")]
 Reason = Annotated[str, typer.Option(envvar="RUNBOOK_REASON", help="Kept on record.")]
 Author = Annotated[str, typer.Option(envvar=["RUNBOOK_AUTHOR", "USER"], help="Who decides.")]
@@ -97,7 +105,8 @@ def decide(
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    review = find_review(read_session(place), review_id)
+    entries = read_whole(place)
+    review = find_review(view_of(entries, place), review_id)
     if action == "override" and review.reason == "sentinel":
         raise ConfigError(
             "a sentinel is not overridden as a gate is",
@@ -105,11 +114,14 @@ def decide(
             fix="'runbook sentinel clear --reason REASON' clears it on record",
         )
     told = _changes(changes)
-    record(place, review_id, action, reason, author, told, spec, overrides, as_json=as_json)
+    record(
+        place, entries, review_id, action, reason, author, told, spec, overrides, as_json=as_json
+    )
 
 
 def record(
     place: "Workspace",
+    entries: "Sequence[Entry]",
     review_id: str,
     action: str,
     reason: str,
@@ -122,25 +134,22 @@ def record(
 ) -> None:
     """Put a person's decision on record and say what follows.
 
+    ``entries`` were just read; the decision is judged again with the journal open.
+
     Raises:
         ConfigError: there is no reason, or the review takes no such answer any more.
     """
     from runbook.events import ReviewDecided  # noqa: PLC0415 - start-up stays light
+    from runbook.journal import facts  # noqa: PLC0415 - start-up stays light
     from runbook.review import record_decision  # noqa: PLC0415 - start-up stays light
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
 
-    if not reason.strip():
-        fix = "say why, in a few words; it is kept on record"
-        raise ConfigError("a decision needs a reason", where="--reason", fix=fix)
-    if reason.strip() in _PLACEHOLDERS:
-        what = f"{reason.strip()} stands in the command for a person's own words"
-        raise ConfigError(what, where="--reason", fix="say why, in place of that word")
-    view = read_session(place)
+    check_reason(reason, "a decision", "--reason")
+    view = view_of(entries, place)
     _refuse_second(place, find_review(view, review_id), action)
     decided = ReviewDecided(review_id, action, changes, reason, author, person=True)
     plan = load_plan(spec or Path(view.runbook), overrides or view.overrides)
-    record_decision(plan, place, decided)
-    view = read_session(place)
+    view = view_of(record_decision(plan, place, decided, known=facts(entries)), place)
     if as_json:
         answer(_document(find_review(view, review_id)))
     else:
@@ -195,7 +204,7 @@ def _refuse_second(place: "Workspace", review: "ReviewView", action: str) -> Non
 
 def _override(place: "Workspace", review: "ReviewView") -> str:
     """How a person overrides it after a stop; empty where that is not open."""
-    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
+    from runbook.report.commands import review_command  # noqa: PLC0415 - start-up stays light
 
     stopped = review.last is not None and review.last.action == "stop"
     if review.superseded or not stopped or "override" not in review.allowed:
@@ -268,7 +277,7 @@ def _footer(
 def _how_to_answer(
     place: "Workspace", review: "ReviewView", adjustable: Mapping[str, Json]
 ) -> Iterator[str]:
-    from runbook.report.outcome import review_command  # noqa: PLC0415 - start-up stays light
+    from runbook.report.commands import review_command  # noqa: PLC0415 - start-up stays light
     from runbook.report.review_words import options  # noqa: PLC0415 - start-up stays light
 
     allowed = options(review)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, Overrides
 from runbook.cli.review_verbs import Author, MovedSpec, Reason, record
-from runbook.cli.showing import read_session
+from runbook.cli.showing import read_whole, view_of
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,8 +24,9 @@ def clear(
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     place = Workspace.at(workspace)
-    review_id = _tripped(read_session(place)).review_id
-    record(place, review_id, "override", reason, author, {}, spec, overrides, as_json=as_json)
+    entries = read_whole(place)
+    name = _tripped(view_of(entries, place)).review_id
+    record(place, entries, name, "override", reason, author, {}, spec, overrides, as_json=as_json)
 
 
 def _tripped(view: "SessionView") -> "ReviewView":

@@ -22,6 +22,7 @@ from runbook.cli.options import (
     Overrides,
     Spec,
     answer,
+    check_reason,
     say,
 )
 from runbook.cli.showing import read_session, show
@@ -131,9 +132,13 @@ def _recorded(view: "SessionView") -> Path:
 
 
 def _acceptance(reason: str | None, author: str) -> "Acceptance | None":
+    """Raises ConfigError: the reason is none."""
     from runbook.changes import Acceptance  # noqa: PLC0415 - start-up stays light
 
-    return None if reason is None else Acceptance(reason, author)
+    if reason is None:
+        return None
+    check_reason(reason, "an acceptance", "--accept-changes")
+    return Acceptance(reason, author)
 
 
 def _execute(
@@ -233,6 +238,7 @@ def launch(
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
+    _acceptance(accept_changes, author)
     load_plan(spec, overrides)
     place = Workspace.at(workspace)
     place.create()

@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -170,20 +170,26 @@ def read_session(place: "Workspace") -> "SessionView":
         ConfigError: the journal cannot be read.
         CorruptError: it is not what was appended.
     """
+    return view_of(read_whole(place), place)
+
+
+def view_of(entries: "Sequence[Entry]", place: "Workspace") -> "SessionView":
+    """What these entries tell, and a review's folder of its reviewer's silence."""
     from runbook.report.unanswered import with_unanswered  # noqa: PLC0415 - start-up stays light
     from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
-    return with_unanswered(build_view(_entries(place)), place)
+    return with_unanswered(build_view(entries), place)
 
 
 def read_facts(place: "Workspace") -> "tuple[Event, ...]":
     """The session's facts; none where no session was begun. Raises as ``read_session`` does."""
     from runbook.journal import facts  # noqa: PLC0415 - start-up stays light
 
-    return facts(_entries(place))
+    return facts(read_whole(place))
 
 
-def _entries(place: "Workspace") -> "tuple[Entry, ...]":
+def read_whole(place: "Workspace") -> "tuple[Entry, ...]":
+    """The journal's entries. Raises as ``read_session`` does."""
     from runbook.journal import read_entries  # noqa: PLC0415 - start-up stays light
 
     with reading_errors(place):
@@ -249,12 +255,10 @@ def look(place: "Workspace") -> "tuple[SessionView, Sight]":
 
 def _view_and_holder(place: "Workspace") -> "tuple[SessionView, Owner | None]":
     from runbook.journal import read_journal  # noqa: PLC0415 - start-up stays light
-    from runbook.report.unanswered import with_unanswered  # noqa: PLC0415 - start-up stays light
-    from runbook.report.view import build_view  # noqa: PLC0415 - start-up stays light
 
     with reading_errors(place):
         reading = read_journal(place)
-    return with_unanswered(build_view(reading.entries), place), reading.holder
+    return view_of(reading.entries, place), reading.holder
 
 
 def _is_alive(holder: "Owner | None") -> bool | None:

@@ -52,11 +52,13 @@ def doctor(
 ) -> None:
     """Check runbook, workspace and machine; say what mends each fault. 0: a session can start."""
     from runbook.bootstrap import State  # noqa: PLC0415 - start-up stays light
+    from runbook.cli.reviewer_row import check_reviewer  # noqa: PLC0415 - start-up stays light
     from runbook.doctor import examine  # noqa: PLC0415 - start-up stays light
     from runbook.workspace import Workspace  # noqa: PLC0415 - start-up stays light
 
     checks = []
-    for check in examine(spec, Workspace.at(workspace), overrides):
+    place = Workspace.at(workspace)
+    for check in examine(spec, place, overrides, check_reviewer=check_reviewer):
         checks.append(check)
         if as_json:
             row = {"check": check.name, "state": check.state.value, "found": check.found}

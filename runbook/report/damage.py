@@ -4,8 +4,9 @@ import shlex
 from pathlib import Path
 
 from runbook.errors import CorruptError
-from runbook.report.diagnosis import Diagnosis, Evidence
-from runbook.report.outcome import NextStep
+from runbook.report.commands import NextStep, in_workspace
+from runbook.report.diagnosis import Diagnosis
+from runbook.report.evidence import Evidence
 from runbook.workspace import Workspace
 
 _SHOWN = 10
@@ -42,8 +43,8 @@ def _sizes(folder: Path) -> list[str]:
 
 
 def _fixes(workspace: Workspace) -> list[NextStep]:
-    root, hidden = str(workspace.root), workspace.hidden
-    verify = shlex.join(["runbook", "verify", "--workspace", root])
+    hidden = workspace.hidden
+    verify = in_workspace(workspace.root, "verify")
     kept = f"{hidden}.damaged"
     # The whole folder: newer files of the damaged one would not belong to an older copy.
     restore = f"{shlex.join(['mv', str(hidden), kept])} && "

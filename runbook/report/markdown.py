@@ -9,12 +9,14 @@ from pathlib import Path
 
 from runbook.contract import Json
 from runbook.report import figures as f
-from runbook.report import filters, held_out, outcome
+from runbook.report import filters, held_out, outcome, reading
 from runbook.report import review_words as words
 from runbook.report.review_report import REPORT
 from runbook.report.safe_text import Code, block, code, json_line, link, prose, table
 from runbook.report.session import SessionView, StepView
 from runbook.report.step_section import evaluation_section, section
+from runbook.report.step_words import word
+from runbook.report.summary import sentences
 
 _ACCEPTANCE = ("instruction_acceptance", "pair_acceptance")
 """Metrics that rest on the word of a filter."""
@@ -55,9 +57,9 @@ def _top(view: SessionView, root: Path) -> list[str]:
     """What a person must know before the first coffee."""
     lines = [f"# {prose(view.name)}: {prose(outcome.title(view))}", ""]
     blind = filters.blind_spots(view.filters)
-    for told in [*outcome.sentences(view), *([blind] if blind else [])]:
+    for told in [*sentences(view), *([blind] if blind else [])]:
         lines += [prose(told), ""]
-    found = [(label, path) for label, path in outcome.reading(view) if label != "report"]
+    found = [(label, path) for label, path in reading.files(view) if label != "report"]
     lines += [f"- Safe on disk: {prose(outcome.safe(view))}", f"- Cost: {outcome.cost(view)}"]
     lines += [f"- {prose(label.capitalize())}: {_where(label, path)}" for label, path in found]
     return [*lines, "", *_next(view, root)]
@@ -124,16 +126,23 @@ def _table(view: SessionView) -> list[str]:
         (
             step.phase,
             Code(step.name),
-            outcome.word(step),
+            word(step),
             f.number(len(step.attempts) or None),
             f.number(step.tokens if step.attempts else None),
             f.duration(step.seconds) if step.seconds else f.NOTHING,
-            Code(outcome.main_file(step)),
+            Code(_main_file(step)),
         )
         for step in view.steps
     ]
     header = ("phase", "step", "verdict", "attempts", "tokens", "time", "main file")
     return ["## Steps", "", *table(header, rows)]
+
+
+def _main_file(step: StepView) -> str:
+    """The one file of a step to look at: its evaluation, or the first thing it made."""
+    if step.comparison and step.judged:
+        return step.judged
+    return step.artifacts[0].path if step.artifacts else ""
 
 
 def _faults(view: SessionView) -> list[str]:
@@ -189,7 +198,7 @@ def _environment(view: SessionView) -> list[str]:
         ("fingerprint", view.fingerprint),
         ("overrides", " ".join(view.overrides)),
         ("git", str(view.versions.get("git_sha", ""))),
-        ("crash certificate", outcome.certificate(view)),
+        ("crash certificate", _certificate(view)),
         ("seed", json_line(plan.get("seed"))),
         ("model", json_line(plan.get("model"))),
         ("engine", json_line(plan.get("engine"))),
@@ -198,9 +207,20 @@ def _environment(view: SessionView) -> list[str]:
     return ["## Environment", "", *table(("what", "value"), [(n, Code(v)) for n, v in rows if v])]
 
 
+def _certificate(view: SessionView) -> str:
+    """What ``selftest --chaos`` found on this volume, and of which version."""
+    found = view.certificate
+    if not found:
+        return "none; runbook selftest --chaos makes one"
+    verdict = "nothing lost or done twice" if found.get("passed") is True else "FAILED"
+    told = f"{verdict} in {found.get('tried')} of {found.get('places')} faults"
+    told += f", {found.get('file_system')}, fsync {found.get('fsync_ms')} ms"
+    return f"{told}; {str(found.get('wall'))[:10]}, {str(found.get('git_sha'))[:12]}"
+
+
 def _places(view: SessionView) -> list[str]:
     """Folders that every session has; each step's own files stand in its section."""
-    here = outcome.HERE
+    here = reading.HERE
     places = (
         ("every manifest of the session", here.session_manifest(view.run_id)),
         ("what happened, in order", here.hidden / "journal*.jsonl"),

@@ -1,9 +1,11 @@
 """A review in a few words, the same ones in every place that names it. Plain text, not escaped."""
 
+from collections.abc import Mapping
 from datetime import datetime
 
 from runbook import events as ev
 from runbook.budget import dollars
+from runbook.contract import Json
 from runbook.report import figures as f
 from runbook.report.session import Followed, ReviewView
 from runbook.state import NEEDS_HUMAN, SMOKE
@@ -63,6 +65,17 @@ def state(review: ReviewView) -> str:
 def options(review: ReviewView) -> tuple[str, ...]:
     """What a person may answer."""
     return tuple(action for action in review.allowed if action != NEEDS_HUMAN)
+
+
+def ranges(adjustable: Mapping[str, Json]) -> str:
+    """``t (0.1 to 1.0), rows (1 to 4)``: what a retry may change, and how far."""
+    found = {name: f.mapping(ends) for name, ends in adjustable.items()}
+    return ", ".join(f"{name} ({_end(r, 'min')} to {_end(r, 'max')})" for name, r in found.items())
+
+
+def _end(ends: Mapping[str, Json], name: str) -> str:
+    found = f.real(ends.get(name))
+    return f.NOTHING if found is None else f"{found:g}"
 
 
 def cost(review: ReviewView) -> str:

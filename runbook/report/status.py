@@ -7,9 +7,10 @@ from pathlib import Path
 
 from runbook.control import BEAT_EVERY_S, Heartbeat
 from runbook.report import figures as f
-from runbook.report import held_out, outcome
+from runbook.report import held_out, outcome, reading, step_words
 from runbook.report.safe_text import columns, one_line
 from runbook.report.session import SessionView, StepView
+from runbook.report.summary import sentences
 from runbook.state import Status
 
 _MARKS = {
@@ -70,14 +71,14 @@ def render_status(
         return f"{one_line(str(root))}: no session yet; 'runbook run' starts one"
     head, view = headline(view, sight), as_seen(view, sight)
     lines = [f"{one_line(view.name)}: {one_line(head)}"]
-    lines += [f"  {one_line(told)}" for told in outcome.sentences(view)]
+    lines += [f"  {one_line(told)}" for told in sentences(view)]
     lines += ["", *columns([_row(step) for step in view.steps]), ""] if view.steps else [""]
     lines += [*_losses(view), *_batches(view), *_signs(sight)]
     lines += [f"  {one_line(told)}" for told in held_out.told(view.scorings)]
     lines += [f"  {one_line(sight.who)}"] if sight.who else []
     lines += _cost(view)
     lines += [f"  {one_line(told)}" for told in projected]
-    found = [(label, str(root / path)) for label, path in outcome.reading(view)]
+    found = [(label, str(root / path)) for label, path in reading.files(view)]
     if found:
         lines += ["", "Read:", *columns(found)]
     for step in outcome.next_steps(view, root, alive=sight.alive):
@@ -98,7 +99,7 @@ def as_seen(view: SessionView, sight: Sight) -> SessionView:
 def _row(step: StepView) -> tuple[str, ...]:
     attempt = f"attempt {step.last.number}" if step.last else ""
     time = f.duration(step.seconds) if step.seconds else ""
-    word = outcome.word(step)
+    word = step_words.word(step)
     return (_MARKS[step.status], step.phase, step.name, word, attempt, time)
 
 
@@ -141,7 +142,7 @@ def _signs(sight: Sight) -> list[str]:
 def _losses(view: SessionView) -> list[str]:
     """The steps of which a child was lost."""
     return [
-        f"  {one_line(f'{step.name}: {outcome.losses(step)}')}"
+        f"  {one_line(f'{step.name}: {step_words.losses(step)}')}"
         for step in view.steps
         if step.losses
     ]

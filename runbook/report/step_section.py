@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from runbook import events as ev
 from runbook.report import confounds, criteria, evaluation, facts, forecast
 from runbook.report import figures as f
-from runbook.report.outcome import losses, word
 from runbook.report.safe_text import Code, block, code, json_line, prose, table
 from runbook.report.session import AttemptView, ReviewView, StepView
+from runbook.report.step_words import losses, word
 from runbook.state import Status
 
 

@@ -32,7 +32,8 @@ from runbook.crash_session import (
 )
 from runbook.errors import RunbookError
 from runbook.executor import Seams, run_session
-from runbook.journal import Journal, facts, read_entries
+from runbook.journal import facts, read_entries
+from runbook.journal_writer import Journal
 from runbook.plan import Plan
 from runbook.takeover import Takeover
 from runbook.testing import simple_gates
