@@ -10,7 +10,7 @@ person then decides.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -101,13 +101,13 @@ def dearest(declared: Mapping[str, Json]) -> float | None:
     if "model" not in declared:
         return None
     models = [Served.of(one) for one in (declared, declared.get("fallback")) if one]
-    known = [usd for served in models if (usd := _at_worst(served)) is not None]
+    known = [usd for served in models if (usd := _at_worst(served, models)) is not None]
     return max(known, default=None)
 
 
-def _at_worst(served: Served) -> float | None:
+def _at_worst(served: Served, models: Sequence[Served]) -> float | None:
     # Nothing above ``max_usd`` is sent.
-    known = [usd for usd in (served.most_usd, served.max_usd) if usd is not None]
+    known = [usd for usd in (served.most_usd(models), served.max_usd) if usd is not None]
     return min(known, default=None)
 
 

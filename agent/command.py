@@ -95,7 +95,9 @@ class _Review:
         try:
             return self._take(ended)
         finally:
-            if not ended.stopped:
+            if not ended.started:
+                account.settle(self.key, 0.0)
+            elif not ended.stopped:
                 account.settle(self.key)
 
     def _run(self, timeout_s: float) -> Ended:

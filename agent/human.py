@@ -4,8 +4,9 @@ It never decides. A person answers with ``runbook review decide``.
 """
 
 import shlex
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
 
 from agent import dossier, redaction
 from runbook.artifacts import sha256_bytes, write_bytes
@@ -53,7 +54,20 @@ def question(request: ReviewRequest) -> str:
 def fence_of(request: ReviewRequest) -> str:
     """A fence that is the same whenever this very question is asked again.
 
-    It hangs on every byte of what it fences, so none of that can have been written to hold it.
+    It hangs on every byte of what it fences, so none of that can have been written to hold it. A
+    question read back from the journal has its mappings in another order than one just put
+    together, so no order of theirs counts.
     """
-    told = repr(replace(request, stop=str))
+    told = _ordered(replace(request, stop=str))
     return sha256_bytes(told.encode("utf-8", "surrogatepass"))[:24]
+
+
+def _ordered(value: Any) -> str:
+    """A value's repr, with mappings and fields by name, and any sequence as a list."""
+    if is_dataclass(value):
+        value = {f.name: getattr(value, f.name) for f in fields(value) if f.repr}
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{k!r}: {_ordered(v)}' for k, v in value.items()))}}}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_ordered, value))}]"
+    return repr(value)

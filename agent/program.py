@@ -37,6 +37,7 @@ class Ended:
     stderr: bytes = b""
     stopped: bool = False
     """Killed because the session was asked to stop, not for a fault of its own."""
+    started: bool = True
 
 
 def run_program(
@@ -61,7 +62,8 @@ def run_program(
             start_new_session=True,
         )
     except (OSError, ValueError) as error:
-        return Ended(f"the program cannot be started: {error}")
+        what = f"the program cannot be started: {error}; mend it, or reviewer.command"
+        return Ended(what, started=False)
     with process:
         pipes = _Pipes(process, text)
         try:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from agent import dossier
 from agent.answer import answer_schema, instruction, shown
 from agent.dossier import estimate_tokens
-from agent.provider import Message, Served
+from agent.provider import QUOTED_TOKENS, Message, Served
 from runbook.artifacts import canonical_json
 from runbook.contract import ReviewRequest
 
@@ -47,7 +47,8 @@ def repair(
     room = _REPAIR_TOKENS - estimate_tokens(f"{before}\n{_AGAIN}")
     wrong = f"{before}{_cut(shown(cause, 1000), room)}\n{_AGAIN}"
     taken = estimate_tokens(prompt) + estimate_tokens(wrong) + _schema_tokens(request)
-    said = _cut(shown(draft, _DRAFT_LIMIT), most_tokens([served]) - taken)
+    left = min(QUOTED_TOKENS, most_tokens([served]) - taken)
+    said = _cut(shown(draft, _DRAFT_LIMIT), left)
     quoted = (("assistant", said),) if said.strip() else ()
     return (("user", prompt), *quoted, ("user", wrong))
 

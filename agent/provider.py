@@ -4,7 +4,7 @@ Pure data and arithmetic. What a provider's own module adds is ``send``, through
 ``read``, which needs none.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 OVERHEAD_TOKENS = 2000
 """What a provider may add to a prompt: roles, its words for a schema."""
+QUOTED_TOKENS = 4000
+"""Of the reply that a repair quotes, at most."""
 _BYTES_A_TOKEN = 3
 """Of a prompt at most, as ``agent.dossier`` estimates its tokens; it is reserved by bytes."""
 _MILLION = 1e6
@@ -81,10 +83,15 @@ class Served:
         """What the shortest request is reserved at; None as in ``worst_usd``."""
         return self.worst_usd(0)
 
-    @property
-    def most_usd(self) -> float | None:
-        """What a request that fills the context is reserved at; None as in ``worst_usd``."""
-        return self.worst_usd(_BYTES_A_TOKEN * self.prompt_tokens)
+    def most_usd(self, models: Sequence["Served"]) -> float | None:
+        """What the longest question, or its repair, is reserved at; None as in ``worst_usd``.
+
+        Args:
+            models: all that may be asked, this one among them: the smallest context of theirs
+                bounds a question.
+        """
+        question = min(served.prompt_tokens for served in models)
+        return self.worst_usd(_BYTES_A_TOKEN * min(self.prompt_tokens, question + QUOTED_TOKENS))
 
     def worst_usd(self, size: int) -> float | None:
         """What a request of so many bytes costs at worst: no token is shorter than a byte.

@@ -7,7 +7,7 @@ escapes them.
 import os
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +34,7 @@ class Shortfall:
     least: float
     """What the shortest request is reserved at."""
     most: float
-    """What a request that fills the context is reserved at."""
+    """What the longest one is reserved at."""
 
 
 def name_of(declared: Mapping[str, Json]) -> str:
@@ -96,20 +96,25 @@ def _without_program(program: str, folder: Path, environ: Mapping[str, str]) -> 
 
 
 def shortfall(
-    declared: Mapping[str, Json], limits: Mapping[str, float], request_usd: float
+    declared: Mapping[str, Json],
+    asked: Sequence[Mapping[str, Json]],
+    limits: Mapping[str, float],
+    request_usd: float,
 ) -> Shortfall | None:
     """The lowest limit, where a request may be refused by it; None where none can be.
 
     Args:
         declared: ``Plan.reviewer`` or its ``fallback``; not of a person.
+        asked: both, where there are two.
         limits: what each limit of the session allows one request, by its key in the runbook.
         request_usd: what a request costs at worst whose reviewer names no price.
     """
     least = most = request_usd
     if "model" in declared:
         served = Served.of(declared)
-        if served.least_usd is not None and served.most_usd is not None:
-            least, most = served.least_usd, served.most_usd
+        longest = served.most_usd([Served.of(one) for one in asked])
+        if served.least_usd is not None and longest is not None:
+            least, most = served.least_usd, longest
         if served.max_usd is not None:
             limits = {**limits, "max_usd": served.max_usd}
     if not limits:

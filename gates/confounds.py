@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from gates.evidence import UNREADABLE, named, refuse_other_count, rows_of, unread
+from gates.evidence import UNREADABLE, named, read, refuse_other_count, rows_of, unread
 from gates.significance import PAIRED
 from gates.stats import PairedComparison, paired_comparison
-from runbook.artifacts import read_jsonl
 from runbook.contract import Json, Metric
 
 VARIANTS: Final = "variant_readings"
@@ -45,7 +44,7 @@ def derive(
         return tuple(metrics), {}
     try:
         pairs = _paired(metrics, workspace)
-        parts = _parts(read_jsonl(workspace / source.evidence), pairs)
+        parts = _parts(read(source, workspace), pairs)
         refuse_other_count(source, len(pairs))
         compared = {name: _compare(rows) for name, rows in parts.items()}
         strata = _strata(parts[AS_SCORED])

@@ -8,9 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
-from gates.evidence import UNREADABLE, named, refuse_other_count, unread
+from gates.evidence import UNREADABLE, named, read, refuse_other_count, unread
 from gates.stats import mcnemar_exact
-from runbook.artifacts import read_jsonl
 from runbook.contract import Json, Metric
 
 FLIPS: Final = "aa_flips"
@@ -35,7 +34,7 @@ def derive(
     if source is None:
         return tuple(metrics), {}
     try:
-        rows = read_jsonl(workspace / source.evidence)
+        rows = read(source, workspace)
         repeated = _pairs(rows, "aa", "first", "again")
         damaged = _pairs(rows, "damaged", "undamaged", "damaged")
         refuse_other_count(source, len(repeated))

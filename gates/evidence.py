@@ -27,15 +27,33 @@ def rows_of(source: Metric, workspace: Path) -> list[dict[str, Json]]:
 
     Raises one of ``UNREADABLE``; ValueError where ``source.n`` is not the number of rows.
     """
-    rows = read_jsonl(workspace / source.evidence)
+    rows = read(source, workspace)
     refuse_other_count(source, len(rows))
     return rows
+
+
+def read(source: Metric, workspace: Path) -> list[dict[str, Json]]:
+    """All rows of the metric's evidence, however many it tells of. Raises as ``rows_of``."""
+    if not source.evidence:
+        raise ValueError(source.note or "it names no file of rows")
+    return read_jsonl(workspace / source.evidence)
 
 
 def refuse_other_count(source: Metric, found: int) -> None:
     """Raise ValueError where the metric says that it rests on another number."""
     if source.n is not None and source.n != found:
         raise ValueError(f"{source.name} tells of {source.n}, its rows of {found}")
+
+
+def refuse_other_outcomes(metrics: Sequence[Metric], side: str, outcomes: Sequence[bool]) -> None:
+    """Raise ValueError where the side's rate, if it was reported, counts other outcomes."""
+    rate = named(metrics, f"{side}_rate")
+    if rate is None or rate.successes is None:
+        return
+    right = sum(outcomes)
+    if (rate.successes, rate.n) != (right, len(outcomes)):
+        told = f"{rate.successes} of {rate.n} right, the pairs of {right} of {len(outcomes)}"
+        raise ValueError(f"{rate.name} tells of {told}")
 
 
 def unread(names: Iterable[str], source: Metric, error: BaseException) -> tuple[Metric, ...]:

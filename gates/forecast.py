@@ -18,9 +18,8 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Final
 
-from gates.evidence import UNREADABLE, named, unread
+from gates.evidence import UNREADABLE, named, read, unread
 from gates.most_distinct import most_distinct
-from runbook.artifacts import read_jsonl
 from runbook.contract import Json, Metric
 
 TARGET: Final = "forecast_target"
@@ -75,7 +74,7 @@ def derive(
     if target is None:
         return tuple(metrics), {}
     try:
-        rows = read_jsonl(workspace / target.evidence)
+        rows = read(target, workspace)
         told = forecast(rows, target.value)
         low, high = told["distinct_interval"]
         values = (

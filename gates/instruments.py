@@ -1,9 +1,9 @@
 """Instruments' readings of labelled probes to what they are worth. No torch.
 
 Reads one JSONL row a probe and filter: ``kind, filter, id, half, group, good, score, kept,
-in_use``; and one a probe and detector: ``instrument, id, half, difficulty, label, said``. Only rows
-of the half that set no cut, and by which nothing was mended, count; rows that a model wrote are
-told apart.
+in_use``; and one a probe and detector: ``instrument, id, half, difficulty, label, said, own``.
+Only rows of the half that set no cut, and by which nothing was mended, count; rows that a model
+wrote are told apart.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,11 @@ def derive(
 
 
 def _agreements(rows: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
-    """Sensitivity and specificity of each detector, with their lower bounds."""
+    """Sensitivity and specificity of each detector, with their lower bounds.
+
+    Of all rows, or of the shipped ones where those alone have the lower bound: easy rows of a
+    user's own vouch for no detector that fails the hard ones.
+    """
     if len({(r["instrument"], r["id"]) for r in rows}) != len(rows):
         raise ValueError("a probe stands twice among the detectors' readings")
     if not all(isinstance(r["label"], bool) and isinstance(r["said"], bool) for r in rows):
@@ -70,21 +74,32 @@ def _agreements(rows: Sequence[Row], evidence: str) -> tuple[Metric, ...]:
     for name in dict.fromkeys(str(r["instrument"]) for r in rows):
         for side, label in (("sensitivity", True), ("specificity", False)):
             asked = [r for r in rows if r["instrument"] == name and r["half"] == "test"]
-            hits = [r["said"] is label for r in asked if r["label"] is label]
-            n, right = len(hits), sum(hits)
+            told = [r for r in asked if r["label"] is label]
+            pooled = _hits(told)
+            shipped = _hits([r for r in told if r.get("own") is not True])
+            (right, n), alone = min((pooled, False), (shipped, True), key=lambda s: _lower(*s[0]))
             found.append(
                 Metric(
                     f"{name}_{side}",
                     right / n if n else None,
                     n=n,
                     successes=right,
-                    denominator="probes by which it was not mended",
-                    bound=wilson_bound(right, n, side="lower") if n else None,
+                    denominator=f"{'shipped ' * alone}probes by which it was not mended",
+                    bound=_lower(right, n) if n else None,
                     evidence=evidence,
                     note=_MEND,
                 )
             )
     return tuple(found)
+
+
+def _hits(rows: Sequence[Row]) -> tuple[int, int]:
+    return sum(r["said"] is r["label"] for r in rows), len(rows)
+
+
+def _lower(right: int, n: int) -> float:
+    """Of nothing, 0."""
+    return wilson_bound(right, n, side="lower") if n else 0.0
 
 
 def _detector_table(rows: Sequence[Row]) -> list[dict[str, Json]]:

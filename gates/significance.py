@@ -5,12 +5,13 @@ base_content, tuned_format, tuned_content``. Refuses pairs that are mixed up or 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from gates.evidence import UNREADABLE, named, rows_of, unread
+from gates.evidence import UNREADABLE, named, refuse_other_outcomes, rows_of, unread
 from gates.stats import PairedComparison, paired_comparison
-from runbook.contract import Json, Metric
+from runbook.contract import Instrument, Json, Metric
 
 PAIRED: Final = "paired_outcomes"
 """The metric whose evidence is the file of pairs."""
@@ -30,7 +31,8 @@ def derive(
 ) -> tuple[tuple[Metric, ...], dict[str, Json]]:
     """The metrics with those of the paired comparison added, and the comparison for the report.
 
-    Where the pairs cannot be read, they are there without a value, which says why.
+    Where the pairs cannot be read, they are there without a value, which says why. They are worth
+    what the scorer of the pairs is worth, so its mark is theirs.
     """
     pairs = named(metrics, PAIRED)
     if pairs is None:
@@ -38,6 +40,8 @@ def derive(
     try:
         rows = rows_of(pairs, workspace)
         whole = _compare(rows, "base", "tuned")
+        for side in ("base", "tuned"):
+            refuse_other_outcomes(metrics, side, [row[side] for row in rows])
         split = {
             aspect: _compare(rows, f"base_{aspect}", f"tuned_{aspect}").to_dict()
             for aspect in ("format", "content")
@@ -46,6 +50,8 @@ def derive(
     except UNREADABLE as error:
         return (*metrics, *unread(DERIVES, pairs, error)), {"error": str(error)}
     found = _metrics(whole, pairs.evidence)
+    if pairs.instrument is not Instrument.OK:
+        found = tuple(replace(m, instrument=pairs.instrument, note=pairs.note) for m in found)
     return (*metrics, *found), {"comparison": whole.to_dict(), "split": split}
 
 

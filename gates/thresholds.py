@@ -2,9 +2,9 @@
 
 Rule: nothing passes by default. A metric that is missing, empty, not finite, inconsistent or read
 from an instrument that failed its own check is ``invalid``, and so is a control that does not hold:
-it says that the measurement is wrong, not what was measured. A rate passes when its one-sided 95 %
-Wilson bound clears the threshold, or, where the sample cannot grow any more, by the criterion's
-declared rule, marked thin.
+it says that the measurement is wrong, not what was measured. A rate passes when its one-sided 95 % Wilson bound clears the threshold, or, where the sample cannot grow
+any more, by the criterion's declared rule, marked thin; judged by its point alone it is
+``invalid``. So is what a criterion asks for that cannot be judged.
 """
 
 import math
@@ -23,8 +23,20 @@ _RANGES: Final[dict[str, Callable[[float], bool]]] = {
     "rate": lambda v: 0 <= v <= 1,
     "instrument": lambda v: 0 <= v <= 1,
     "power": lambda v: 0 <= v <= 1,
-    "census": lambda v: v >= 0,
+    "census": lambda v: v >= 0 and v == math.floor(v),
 }
+KINDS: Final = (
+    "census",
+    "rate",
+    "statistic",
+    "p_value",
+    "instrument",
+    "control",
+    "power",
+    "sentinel",
+)
+_MOST: Final = 2**53
+"""Up to here a float tells one count from the next."""
 
 
 def judge(
@@ -96,7 +108,7 @@ def _blank(criterion: Criterion, metric: Metric | None) -> CriterionResult:
     return CriterionResult(
         metric=criterion.metric,
         kind=criterion.kind,
-        threshold=criterion.threshold,
+        threshold="" if _unjudgeable(criterion) else criterion.threshold,
         verdict=Verdict.INVALID,
         value=metric.value if metric else None,
         n=metric.n if metric else None,
@@ -109,7 +121,7 @@ def _blank(criterion: Criterion, metric: Metric | None) -> CriterionResult:
 
 def _judge_one(criterion: Criterion, metric: Metric, *, final: bool) -> CriterionResult:
     blank = _blank(criterion, metric)
-    fault = _fault(criterion, metric)
+    fault = _unjudgeable(criterion) or _fault(criterion, metric)
     if fault:
         return _with(blank, Verdict.INVALID, fault)
     assert metric.value is not None
@@ -136,12 +148,35 @@ def _judge_one(criterion: Criterion, metric: Metric, *, final: bool) -> Criterio
     return _with(blank, Verdict.PASS, f"{metric.value:.4g} satisfies {blank.threshold}")
 
 
+def _unjudgeable(criterion: Criterion) -> str:
+    """Why nothing can be held against the criterion; '' where something can.
+
+    What a file declares was checked as it was loaded; code may hand over anything.
+    """
+    ends = (criterion.below, criterion.above, criterion.at_most, criterion.at_least)
+    declared = [end for end in ends if end is not None]
+    if criterion.kind not in KINDS:
+        return f"there is no kind of criterion {criterion.kind!r:.40}"
+    if not declared:
+        return "the criterion compares with nothing"
+    if not all(_is_finite(end) for end in declared):
+        return "the criterion compares with what is no finite number"
+    if not _is_count(criterion.min_n) or criterion.min_n < 1:
+        return "the min_n of the criterion is no count"
+    if criterion.at_max_n not in {"rate", "bound"}:
+        return f"there is no rule at_max_n {criterion.at_max_n!r:.40}"
+    return ""
+
+
 def _fault(criterion: Criterion, metric: Metric) -> str:
     """Why the reading cannot be believed at all; '' where it can."""
     if metric.value is None:
         return metric.note or "nothing could be measured"
-    if isinstance(metric.value, bool) or not math.isfinite(metric.value):
-        return f"the value is {metric.value}"
+    if not _is_finite(metric.value):
+        told = str(metric.value) if isinstance(metric.value, float | bool) else "no finite number"
+        return f"the value is {told}"
+    if not all(_is_count(x) for x in (metric.n, metric.successes) if x is not None):
+        return "n, or the count of successes, is no whole number that can be counted to"
     if metric.n is not None and metric.n <= 0:
         return f"measured on nothing (n is {metric.n})"
     if criterion.kind == "power" and metric.n is None:
@@ -151,12 +186,35 @@ def _fault(criterion: Criterion, metric: Metric) -> str:
     if criterion.kind in _RANGES and not _RANGES[criterion.kind](metric.value):
         return f"{metric.value:.4g} is no {criterion.kind.replace('_', '-')}"
     if criterion.kind == "rate" or metric.successes is not None:
-        if metric.n is None or metric.successes is None:
-            return "a rate needs its numerator and denominator"
-        consistent = math.isclose(metric.value, metric.successes / metric.n, abs_tol=1e-9)
-        if not 0 <= metric.successes <= metric.n or not consistent:
-            return f"{metric.successes} of {metric.n} is not {metric.value:.4g}"
+        return _rate_fault(criterion, metric, metric.value)
     return ""
+
+
+def _rate_fault(criterion: Criterion, metric: Metric, value: float) -> str:
+    if metric.n is None or metric.successes is None:
+        return "a rate needs its numerator and denominator"
+    consistent = math.isclose(value, metric.successes / metric.n, abs_tol=1e-9)
+    if not 0 <= metric.successes <= metric.n or not consistent:
+        return f"{metric.successes} of {metric.n} is not {value:.4g}"
+    if criterion.kind in {"statistic", "census"}:
+        return f"a rate, judged as a {criterion.kind}, that is without its bound; declare kind rate"
+    return ""
+
+
+def _is_finite(value: object) -> bool:
+    """Whether it is a number that a float can hold; a whole number may be too large for one."""
+    try:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(float(value))
+        )
+    except OverflowError:
+        return False
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= _MOST
 
 
 def _judge_instrument(

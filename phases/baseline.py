@@ -1,8 +1,9 @@
 """Step, phase C: the base model's rate on the held-out set, before anything is spent on training.
 
 With no gap left to close, training cannot show a gain; with a scorer that is wrong, it shows one
-that is none. So the scorer goes through its controls here, and the base through its sentinels. The
-rows made here are the base's side of the paired evaluation; they are not made a second time.
+that is none. So the scorer goes through its controls here and is certified for the evaluation, and
+the base goes through its sentinels. The rows made here are the base's side of the paired
+evaluation; they are not made a second time.
 """
 
 import random
@@ -13,6 +14,7 @@ from typing import Final
 from pydantic import Field
 
 from phases import scorer_controls
+from phases.certificates import ARTIFACT, SCORER, certify_scorer, sign
 from phases.contamination import read_sentinels
 from phases.data_checks import check_sealed
 from phases.engines import open_engine
@@ -45,6 +47,14 @@ METRICS: Final = (
     "power",
 )
 """The last three the gate derives."""
+CERTIFIES: Final = (
+    "phases.answers",
+    "phases.clean",
+    "phases.scoring",
+    "phases.variants",
+    "phases.verifiers",
+)
+"""What the certificate is bound to; a change of any makes the step anew, where a person accepts."""
 
 
 class BaselineParams(Conditions):
@@ -68,12 +78,19 @@ class BaselineParams(Conditions):
 
     def labelled(self) -> tuple[scorer_controls.LabelledResponse, ...]:
         """The labelled responses; none where no file is named."""
-        named = [Path(path) for path in (self.scored_responses, self.own_responses) if path]
-        return scorer_controls.load_labelled(*named)
+        return scorer_controls.load_labelled(*filter(None, self.label_files()))
+
+    def label_files(self) -> tuple[Path | None, Path | None]:
+        """The declared file of labelled responses, and a user's own."""
+        declared, own = self.scored_responses, self.own_responses
+        return Path(declared) if declared else None, Path(own) if own else None
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifacts ``outcomes`` (a row an item), ``conditions`` and the controls' rows."""
+    """Return the artifacts ``outcomes`` (a row an item), ``conditions``, the controls' rows.
+
+    And the scorer's ``certificate``.
+    """
     params = parse_params(BaselineParams, request)
     check_sealed(request, Path(params.held_out))
     items = items_of(params)
@@ -104,6 +121,9 @@ def run(request: PhaseRequest) -> PhaseResult:
             "engine": {k: v for k, v in request.engine.items() if k != "threads"},
         },
     )
+    certificate = request.output / "certificate.json"
+    entry = certify_scorer(request.workspace / params.held_out, files, params.label_files())
+    write_json(certificate, sign({SCORER: entry}))
     described = {n: describe(n, request.output / f"{n}.jsonl", request.workspace) for n in files}
     return PhaseResult(
         metrics=(
@@ -111,7 +131,11 @@ def run(request: PhaseRequest) -> PhaseResult:
             *_controls(items, files, {name: made.path for name, made in described.items()}),
             *sentinels,
         ),
-        artifacts=(*described.values(), describe("conditions", stated, request.workspace)),
+        artifacts=(
+            *described.values(),
+            describe("conditions", stated, request.workspace),
+            describe(ARTIFACT, certificate, request.workspace),
+        ),
         tokens=sum(int(r["tokens"]) for r in (*rows, *raw)),
         summary={"by kind": by_kind(rows), "bare instruction, by kind": by_kind(raw)},
         flagged=_flagged(files),

@@ -1,29 +1,34 @@
 """Certificates: what an instrument was worth when it was calibrated, and whether that still holds.
 
-The calibration writes one, the contamination step one of its sentinels; a step that measures with
-the same instruments reads it and marks its metrics. It holds for the code that was calibrated; of a
-detector, for its shipped probes; of a filter, for its cut, the model and the few-shot file. A
-filter's probes and a user's own rows are on record only: later steps are not given them. What does
-not hold makes a gate invalid; it never fails the data.
+The calibration writes one, the contamination step one of its sentinels, the baseline one of the
+scorer; a step that measures with the same instruments reads it and marks its metrics. It holds for
+the code that was calibrated; of a detector, for its shipped probes; of a filter, for its cut, the
+model and the few-shot file; of the scorer, for the held-out file. A filter's probes, the labelled
+responses and a user's own rows are on record only: later steps are not given them. What does not
+hold makes a gate invalid; it never fails the data.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
+from phases import verifiers
 from phases.code_hash import code_hash
 from phases.detectors import ALL, SENTINELS
 from phases.filters import READERS, Filter, keeps
 from phases.leakage import OVERLAPS
 from phases.linear_probe import Weights
 from phases.records import Row
+from phases.scoring import score_text
+from phases.variants import variant_readings
 from runbook.artifacts import canonical_json, sha256_bytes, sha256_file
 from runbook.contract import Instrument, Json, Metric, PhaseRequest
 
 ARTIFACT: Final = "certificate"
+SCORER: Final = "scorer"
 READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "runaway_rate": ("runaway",),
     "delimiter_left": ("residue",),
@@ -37,6 +42,10 @@ READ_BY: Final[Mapping[str, tuple[str, ...]]] = {
     "completions_right": ("completion",),
     "assistant_like": ("assistant",),
     "fed_markup": ("chat_markup",),
+    **dict.fromkeys(
+        ("paired_outcomes", "tuned_rate", "aa_flips", "damaged_rate", "variant_readings"),
+        (SCORER,),
+    ),
 }
 """For a metric, the instruments that it was read with."""
 _CONFIDENCE: Final = 0.95
@@ -49,6 +58,8 @@ _REDO: Final = (
 def certify_detectors(rows: Sequence[Row], added: Mapping[str, str]) -> dict[str, Json]:
     """An entry for each detector whose readings are given.
 
+    It is within its bounds where all rows together clear them, and the shipped ones alone.
+
     Args:
         rows: of all detectors, as ``detectors.read`` gives them.
         added: name -> path of the user's own rows, '' where there are none.
@@ -56,9 +67,11 @@ def certify_detectors(rows: Sequence[Row], added: Mapping[str, str]) -> dict[str
     found = {}
     for name in dict.fromkeys(str(row["instrument"]) for row in rows):
         one = ALL[name]
-        figures = agreement([r for r in rows if r["instrument"] == name and r["half"] == "test"])
+        test = [r for r in rows if r["instrument"] == name and r["half"] == "test"]
+        figures, shipped = agreement(test), agreement([r for r in test if not r.get("own")])
         within = all(
-            figures[side]["bound"] >= at_least
+            measured[side]["bound"] >= at_least
+            for measured in (figures, shipped)
             for side, at_least in (
                 ("sensitivity", one.sensitivity),
                 ("specificity", one.specificity),
@@ -68,6 +81,7 @@ def certify_detectors(rows: Sequence[Row], added: Mapping[str, str]) -> dict[str
             **_detector_identity(name),
             "added_probes_sha256": sha256_file(Path(added[name])) if added.get(name) else "",
             **figures,
+            **({"shipped": shipped} if shipped["n"] < figures["n"] else {}),
             "at_least": {"sensitivity": one.sensitivity, "specificity": one.specificity},
             "within_bounds": within,
         }
@@ -103,6 +117,45 @@ def certify_filter(
         "auc": area,
         "within_bounds": one.margin is not None and area is not None and area > 0.5,
     }
+
+
+def certify_scorer(
+    held_out: Path, files: Mapping[str, Sequence[Row]], probes: Sequence[Path | None]
+) -> dict[str, Json]:
+    """The entry of the scorer, by its readings of labelled responses and of known answers.
+
+    Its bounds are the baseline gate's; below those it holds only where a person said so. What is
+    here refused is one that is no better than chance.
+
+    Args:
+        held_out: the items that it scores by.
+        files: the rows ``scored``, ``references`` and ``shuffled`` of the baseline.
+        probes: the declared file of labelled responses and a user's own, if there are any.
+    """
+    declared, own = probes
+    figures = agreement(
+        [{"label": row["success"], "said": row["scored"]} for row in files["scored"]]
+    )
+    references = _rate(sum(r["scored"] for r in files["references"]), len(files["references"]))
+    dealt = _rate(sum(not r["scored"] for r in files["shuffled"]), len(files["shuffled"]))
+    return {
+        **scorer_identity(held_out),
+        "probes_sha256": sha256_file(declared) if declared else "",
+        "added_probes_sha256": sha256_file(own) if own else "",
+        **figures,
+        "references_passing": references,
+        "shuffled_references_failing": dealt,
+        "within_bounds": references["n"] > 0
+        and _beats_chance(references, dealt)
+        and _beats_chance(figures["sensitivity"], figures["specificity"]),
+    }
+
+
+def _beats_chance(yes: Mapping[str, Json], no: Mapping[str, Json]) -> bool:
+    """Whether right ones are told from wrong ones at all; nothing is said of one side alone."""
+    if not yes["n"] or not no["n"]:
+        return True
+    return bool(yes["successes"] / yes["n"] + no["successes"] / no["n"] > 1)
 
 
 def agreement(rows: Sequence[Row]) -> dict[str, Json]:
@@ -186,6 +239,25 @@ def filter_identity(request: PhaseRequest, kind: str, name: str, few_shot: Path)
     }
 
 
+def scorer_identity(held_out: Path) -> dict[str, Json]:
+    """What an outcome hangs on: the scorer's code, each check's, and the items."""
+    return {
+        "kind": SCORER,
+        "code_sha256": code_hash(*scorer_parts()),
+        "held_out_sha256": sha256_file(held_out),
+    }
+
+
+def scorer_parts() -> tuple[Callable[..., object], ...]:
+    """All code by which a raw text becomes an outcome, as scored and as the variants read it.
+
+    The checks are named, since ``score`` finds them by the item alone.
+    """
+    checks = get_args(get_args(verifiers.Check)[0])
+    held = (score_text, variant_readings, verifiers.score, verifiers.moved)
+    return (*held, verifiers.HeldOutItem, *checks)
+
+
 def sign(instruments: Mapping[str, Json]) -> dict[str, Json]:
     """The document, with a hash over what it says."""
     body = {"certificate": 1, "instruments": dict(instruments)}
@@ -222,6 +294,8 @@ def certified(
 
 def _certifier(name: str) -> str:
     """The step that certifies an instrument."""
+    if name == SCORER:
+        return "baseline"
     return "contamination" if name in SENTINELS else "calibration"
 
 
@@ -230,7 +304,7 @@ def _entries(request: PhaseRequest, step: str) -> tuple[Mapping[str, Json], str]
     artifact = request.inputs.get(step, {}).get(ARTIFACT)
     if artifact is None:
         what = "no certificate among the step's inputs"
-        return {}, f"{what}: put a step '{step}' before it and name it in inputs"
+        return {}, f"{what}: put a step '{step}' before it, which writes one, and name it in inputs"
     path = request.workspace / artifact.path
     try:
         document = json.loads(path.read_text("utf-8"))
@@ -270,6 +344,7 @@ _WORDS: Final = {
     "code_sha256": "its code",
     "probes_sha256": "its probes",
     "few_shot_sha256": "the few-shot file",
+    "held_out_sha256": "the held-out file",
     "model": "the model",
     "cut_sha256": "its cut",
     "at_least": "its bounds",
@@ -281,6 +356,8 @@ def _identity_now(request: PhaseRequest, name: str, entry: Mapping[str, Json]) -
         one = ALL[name]
         bounds = {"sensitivity": one.sensitivity, "specificity": one.specificity}
         return {**_detector_identity(name), "at_least": bounds}
+    if name == SCORER:
+        return scorer_identity(request.workspace / str(request.params["held_out"]))
     if entry.get("filter") not in READERS[name]:
         return {"filter": ""}
     few_shot = Path(str(request.params["few_shot"]))
@@ -305,4 +382,14 @@ def _told(entry: Mapping[str, Json]) -> str:
         rate, at_least = entry[side], entry.get("at_least", {}).get(side)
         wanted = f", its bound {rate['bound']:.2f} where {at_least} is declared" if at_least else ""
         told.append(f"{side} {rate['successes']} of {rate['n']}{wanted}")
+        alone = entry.get("shipped", {}).get(side)
+        told += (
+            [f"of the shipped {alone['successes']} of {alone['n']}, {alone['bound']:.2f}"]
+            if alone
+            else []
+        )
+    if entry.get("kind") == SCORER:
+        known = ("references_passing", "shuffled_references_failing")
+        told += [f"{side} {entry[side]['successes']} of {entry[side]['n']}" for side in known]
+        return f"{'; '.join(told)}; see the baseline's gate, and mend the scorer"
     return f"{'; '.join(told)}; see 'runbook gate calibrate', and mend the detector"

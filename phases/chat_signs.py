@@ -17,9 +17,14 @@ _MARKUP: Final = re.compile(
     re.IGNORECASE,
 )
 """Markers of turns, and other special tokens, in the chat formats in use; only whole ones."""
-_PLAIN_TURNS: Final = re.compile(
-    r"\buser:.*\bassistant:|###\s*instruction:.*###\s*response:", re.IGNORECASE | re.DOTALL
+_PLAIN_TURNS: Final = tuple(
+    (re.compile(asked, re.IGNORECASE), re.compile(said, re.IGNORECASE))
+    for asked, said in (
+        (r"\buser:", r"\bassistant:"),
+        (r"###\s*instruction:", r"###\s*response:"),
+    )
 )
+"""One turn, and what it is a chat with behind it; two patterns, as one would try every pair."""
 _ANY_CASE: Final = frozenset({"assistant", "user"})
 _ROLES: Final = _ANY_CASE | {"system", "model"}
 """What is left of a chat's markup where its tokens are decoded to nothing, whatever their name."""
@@ -53,7 +58,10 @@ _REACH: Final = 2
 
 def holds_markup(text: str) -> bool:
     """Whether a text holds a whole marker of a chat's turns, or another special token."""
-    return bool(_MARKUP.search(text) or _PLAIN_TURNS.search(text))
+    return _MARKUP.search(text) is not None or any(
+        (first := asked.search(text)) is not None and said.search(text, first.end()) is not None
+        for asked, said in _PLAIN_TURNS
+    )
 
 
 def is_assistant(text: str) -> bool:

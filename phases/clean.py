@@ -154,7 +154,7 @@ def _opens_more(text: str) -> bool:
 _OPEN_END: Final = re.compile(
     r"(?:[,(\[{:]|\s[*+/=-]"
     r"|\b(?:a|an|the|and|or|but|because|than|of|from|into|that|which|whose|my|your|their|its|very))$"
-    r"|(?:\w+\W+){5}(?:in|to|with|by|is|are|was|were|can|could|will|would|should|must|has|have|if)$",
+    r"|\b(?:\w+\W+){5}(?:in|to|with|by|is|are|was|were|can|could|will|would|should|must|has|have|if)$",
     re.IGNORECASE,
 )
 _BARE_MARK: Final = re.compile(r"\s*(?:\d+[.)]|[*-])")

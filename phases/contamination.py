@@ -6,7 +6,8 @@ runbook declares per family; a family that was never measured is uncalibrated, a
 What this cannot see: a tuned model that never learnt an end-of-turn token.
 """
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -19,6 +20,7 @@ from phases.engines import Engine, Sampling, open_engine
 from phases.records import Row, parse_params
 from runbook.artifacts import describe, write_json, write_jsonl
 from runbook.contract import Instrument, Json, Metric, PhaseRequest, PhaseResult
+from runbook.errors import ConfigError
 
 PARAMS: Final = "phases.contamination:ContaminationParams"
 METRICS: Final = (
@@ -51,6 +53,12 @@ CERTIFIES: Final = (
 MEASURED_FAMILIES: Final = ("gemma3",)
 """Families whose base reading was taken. The positive control was SmolLM2-135M-Instruct, which is
 of another family: how an instruct model of the same family reads was not measured."""
+MODEL_TYPES: Final[Mapping[str, tuple[str, ...]]] = {
+    "gemma3": ("gemma3", "gemma3_text"),
+    "qwen2.5": ("qwen2",),
+    "smollm2": ("llama",),
+}
+"""Of families, what ``model_type`` their checkpoints carry; one that is not here is not checked."""
 
 _COMPLETIONS: Final = (
     ("The capital of France is", "paris"),
@@ -117,9 +125,10 @@ def run(request: PhaseRequest) -> PhaseResult:
         for row in read(SENTINELS[name], labelled)
     ]
     entries = certify_detectors(said, params.added())
+    family = family_of(request)
     engine = open_engine(request)
     request.channel.progress(stage="sentinels", done=0, total=1)
-    metrics, rows = measure(engine, str(request.model.get("family", "")))
+    metrics, rows = measure(engine, family)
     written = request.output / "readings.json"
     template = engine.stated().get("shipped_template", False)
     declared = request.model.get("chat_template", "none") == "shipped"
@@ -153,11 +162,45 @@ def read_sentinels(
 
     What was fed and said stands in the step's ``sentinels.jsonl``.
     """
-    measured, rows = measure(engine, str(request.model.get("family", "")))
+    measured, rows = measure(engine, family_of(request))
     path = request.output / "sentinels.jsonl"
     write_jsonl(path, rows)
     metrics = _resting_on(path, request, certified(request, measured))
     return metrics, {m.name: round(m.value, 4) for m in metrics if m.value is not None}
+
+
+def family_of(request: PhaseRequest) -> str:
+    """The declared family. Its measured bounds say nothing of a checkpoint of another one.
+
+    Raises:
+        ConfigError: the checkpoint's own ``model_type`` is none of that family.
+    """
+    family = str(request.model.get("family", ""))
+    base = request.inputs.get("prepare_model", {}).get("base_model")
+    known = MODEL_TYPES.get(family)
+    if base is None or known is None:
+        return family
+    path = request.workspace / base.path / "config.json"
+    # Without one the loader refuses the checkpoint.
+    found = _model_type(path)
+    if found is not None and found not in known:
+        others = [name for name, types in MODEL_TYPES.items() if found in types]
+        told = f", which is that of {' or '.join(others)}" if others else ""
+        what = (
+            f"the declared family is {family!r}, whose model_type is {' or '.join(known)}, and the "
+            f"checkpoint's is {found!a:.80}{told}"
+        )
+        fix = "set model.family to the checkpoint's own, or model.source to the model you mean"
+        raise ConfigError(what, where=str(path), fix=fix)
+    return family
+
+
+def _model_type(path: Path) -> Json:
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
 
 
 def _resting_on(path: Path, request: PhaseRequest, metrics: Iterable[Metric]) -> tuple[Metric, ...]:

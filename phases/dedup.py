@@ -1,11 +1,11 @@
 """How many of a set's instructions are distinct, and how often each was written. Measures alone.
 
-Near means a Jaccard index of the sets of words at or above a declared bound, as for the screen
-(``runbook.text.NearDuplicates``), which drops rows while they are made, must miss none, and runs
-at plan time, before numpy is imported. Here another search counts what the screen let through:
-MinHash candidates, each compared in full, so no two are merged that are not near. Measured on
-15,000 instructions from ten templates: 7 s, against 2 s of the screen's exact index; what the
-second search buys is a reading that does not rest on the first.
+Near means a Jaccard index of the sets of words (``runbook.text.bag``) at or above a declared bound,
+as for the screen (``runbook.text.NearDuplicates``), which drops rows while they are made, must miss
+none, and runs at plan time, before numpy is imported. Here another search counts what the screen
+let through: MinHash candidates, each compared in full, so no two are merged that are not near.
+Measured on 15,000 instructions from ten templates: 7 s, against 2 s of the screen's exact index;
+what the second search buys is a reading that does not rest on the first.
 """
 
 from collections import Counter
@@ -14,7 +14,7 @@ from typing import Final
 
 from phases.records import Row
 from runbook.contract import Metric
-from runbook.text import normalise, similarity, words
+from runbook.text import bag, normalise, similarity
 
 PERMUTATIONS: Final = 128
 MISSED: Final = 1e-6
@@ -47,13 +47,13 @@ def leaders(texts: Sequence[str], bound: float) -> list[int]:
     """
     from datasketch import MinHash, MinHashLSH  # noqa: PLC0415 - slow, as it needs scipy
 
-    bags = [frozenset(words(text)) for text in texts]
-    encoded = [[word.encode() for word in sorted(bag)] for bag in bags]
+    bags = [bag(text) for text in texts]
+    encoded = [[word.encode() for word in sorted(one)] for one in bags]
     hashes = MinHash.bulk(encoded, num_perm=PERMUTATIONS, seed=1)
     index = MinHashLSH(num_perm=PERMUTATIONS, params=bands(bound))
     found = []
-    for place, (bag, hashed) in enumerate(zip(bags, hashes, strict=True)):
-        near = [i for i in index.query(hashed) if similarity(bag, bags[i]) >= bound]
+    for place, (one, hashed) in enumerate(zip(bags, hashes, strict=True)):
+        near = [i for i in index.query(hashed) if similarity(one, bags[i]) >= bound]
         found.append(min(near, default=place))
         if not near:
             index.insert(place, hashed)

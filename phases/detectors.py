@@ -18,6 +18,7 @@ from phases import chat_signs, clean, dedup, generation, leakage, qc
 from phases.jsonl import parse_row, read_lines
 from phases.records import Row
 from runbook.errors import ConfigError
+from runbook.text import fold
 
 SHIPPED: Final = Path(__file__).resolve().parents[1] / "specs" / "probe" / "detectors"
 MIN_OF_A_LABEL: Final = 10
@@ -219,16 +220,28 @@ def load_detector_probes(detector: Detector, added: Path | None = None) -> list[
     """The shipped rows and a user's own.
 
     Raises:
-        ConfigError: names the line and what is wrong with it; or an id stands twice, or the test
-            half has too few rows of one label.
+        ConfigError: names the line and what is wrong with it; or an id stands twice, a user's row
+            says what another one says, or the test half has too few rows of one label.
     """
     rows: dict[str, DetectorProbe] = {}
+    said: dict[tuple[str, ...], str] = {}
     for path in (detector.shipped, *([added] if added else [])):
         for where, row in read_probes(path, detector.probe):
             if row.id in rows:
                 what = f"the id {row.id!a} stands twice"
                 raise ConfigError(what, where=where, fix="rename one; shipped ids count too")
             rows[row.id] = row
+            texts = tuple(_as_read(getattr(row, field)) for field in detector.fields)
+            if texts in said and path == added:
+                what = (
+                    f"the row {row.id!a} says what {said[texts]!a} says: copies narrow the interval"
+                )
+                raise ConfigError(
+                    what,
+                    where=where,
+                    fix="take it out; case and spacing make no other row, and shipped rows count",
+                )
+            said.setdefault(texts, row.id)
     found = list(rows.values())
     counts = Counter(row.label for row in found if row.half == "test")
     for label in (True, False):
@@ -240,6 +253,11 @@ def load_detector_probes(detector: Detector, added: Path | None = None) -> list[
                 fix="restore the shipped file, or label more rows",
             )
     return found
+
+
+def _as_read(text: str) -> str:
+    """Signs stay: by one of them a marker, or a cut, is told from what is none."""
+    return " ".join(fold(text).casefold().split())
 
 
 def read_probes(path: Path, model: type[DetectorProbe]) -> list[tuple[str, DetectorProbe]]:
@@ -258,7 +276,8 @@ def read_probes(path: Path, model: type[DetectorProbe]) -> list[tuple[str, Detec
 
 
 def read(detector: Detector, probes: Sequence[DetectorProbe]) -> list[Row]:
-    """What the detector says of each probe, beside what a person said."""
+    """What the detector says of each probe, beside what a person said; ``own``: not shipped."""
+    shipped = {row.id for _, row in read_probes(detector.shipped, detector.probe)}
     return [
         {
             "instrument": detector.name,
@@ -267,6 +286,7 @@ def read(detector: Detector, probes: Sequence[DetectorProbe]) -> list[Row]:
             "difficulty": probe.difficulty,
             "label": probe.label,
             "said": bool(detector.says(probe.model_dump())),
+            "own": probe.id not in shipped,
         }
         for probe in probes
     ]

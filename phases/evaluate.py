@@ -1,6 +1,7 @@
 """Step, phase C: base and tuned model on the same items, quantized alike, scored alike.
 
 The base's outcomes are the baseline's own rows, made under the same conditions, which is checked.
+So is the scorer: it must be the one that the baseline certified, and read known answers as there.
 Significance and confounds are the gate's business: this step lays down the pairs, the same pairs
 read in other ways, and the controls.
 """
@@ -15,7 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from phases import evaluation_controls as controls
 from phases.baseline import by_kind
+from phases.certificates import certified
 from phases.engines import open_engine
+from phases.held_out import load_items
 from phases.length_question import length_question
 from phases.records import Row, parse_params
 from phases.scoring import Conditions, batches_of, items_of, score_batches
@@ -36,6 +39,8 @@ METRICS: Final = (
     "damaged_rate",
     "adapter_logit_shift",
     "variant_readings",
+    "scored_responses",
+    "scorer_answers_changed",
     "mcnemar_p",
     "exact_p",
     "lift",
@@ -48,6 +53,8 @@ METRICS: Final = (
     "damaged_p",
     "damage_unseen",
     "confounded",
+    "scorer_sensitivity",
+    "scorer_specificity",
 )
 """From ``mcnemar_p`` on, the gate derives them."""
 _SHOWN: Final = 10
@@ -69,7 +76,10 @@ class EvaluateParams(BaseModel):
 
 
 def run(request: PhaseRequest) -> PhaseResult:
-    """Return the artifacts ``outcomes`` (tuned rows), ``pairs``, ``variants`` and ``controls``."""
+    """Return the artifacts ``outcomes`` (tuned rows), ``pairs``, ``variants``, ``controls``.
+
+    And what the scorer says of known answers: ``scored`` of labelled responses, ``scorer`` of all.
+    """
     params = parse_params(EvaluateParams, request)
     conditions = _conditions(request, params)
     items = items_of(conditions)
@@ -86,19 +96,29 @@ def run(request: PhaseRequest) -> PhaseResult:
     pairs, variants = pair_rows(base, tuned), variant_readings(items, base, tuned)
     paths = {
         name: (request.output / f"{name}.jsonl").relative_to(request.workspace).as_posix()
-        for name in ("outcomes", "pairs", "variants", "controls")
+        for name in ("outcomes", "pairs", "variants", "controls", "scored", "scorer")
     }
     repeated, aa = controls.repeat_metrics(base, same, other, paths["controls"])
     hurt, worse = controls.damaged_metrics(tuned, damaged, paths["controls"])
     shift, moved = controls.shift_metric(before, after, paths["controls"])
     rows_of_controls = [*aa, *worse, *moved]
-    files = {"outcomes": tuned, "pairs": pairs, "variants": variants, "controls": rows_of_controls}
+    every_item = (*load_items(request.workspace / conditions.held_out), *items)
+    labelled, answers = controls.reread_answers(request, every_item)
+    files = {
+        "outcomes": tuned,
+        "pairs": pairs,
+        "variants": variants,
+        "controls": rows_of_controls,
+        "scored": labelled,
+        "scorer": answers,
+    }
     for name, rows in files.items():
         write_jsonl(request.workspace / paths[name], rows)
     right, raw = sum(r["success"] for r in tuned), _raw_rows(base, tuned)
     evidence = paths["pairs"]
-    return PhaseResult(
-        metrics=(
+    metrics = certified(
+        request,
+        (
             Metric("paired_outcomes", float(len(pairs)), n=len(pairs), evidence=evidence),
             Metric(
                 "tuned_rate", right / len(tuned), n=len(tuned), successes=right, evidence=evidence
@@ -117,7 +137,11 @@ def run(request: PhaseRequest) -> PhaseResult:
             Metric(
                 "variant_readings", float(len(variants)), n=len(items), evidence=paths["variants"]
             ),
+            _count("scored_responses", len(labelled), len(labelled), paths["scored"]),
         ),
+    )
+    return PhaseResult(
+        metrics=controls.scorer_holds(metrics, answers, paths["scorer"]),
         artifacts=tuple(
             describe(name, request.workspace / path, request.workspace)
             for name, path in paths.items()

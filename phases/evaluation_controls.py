@@ -1,19 +1,23 @@
 """Controls around an evaluation that need the model: is the difference the adapter's, and no other?
 
 The base once more must give what it gave; a damaged copy must score worse; the adapter must move
-the probabilities. What the readings are worth is the gate's business.
+the probabilities. What the readings are worth is the gate's business. The scorer's known answers,
+which need no model, are read once more too.
 """
 
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final
 
-from phases import clean, prompts, verifiers
+from phases import clean, prompts, scorer_controls, verifiers
+from phases.certificates import READ_BY, SCORER
 from phases.engines import Engine
 from phases.records import Row, batch
 from phases.scoring import Conditions, Item, batches_of, score_batches
-from runbook.contract import Metric, PhaseRequest
+from runbook.artifacts import read_jsonl
+from runbook.contract import Instrument, Metric, PhaseRequest
 
 SHIFT_ITEMS: Final = 16
 """References whose probabilities are compared with the adapter and without."""
@@ -166,3 +170,69 @@ def shift_metric(
         evidence=evidence,
         note="a log-probability is not finite" if broken else "",
     ), rows
+
+
+def reread_answers(request: PhaseRequest, items: Sequence[Item]) -> tuple[list[Row], list[Row]]:
+    """What the scorer says now of each answer that the baseline's controls gave it.
+
+    Of two items of one id the later counts. Returns the labelled responses as the baseline has
+    them, read anew; and a row for each known answer: ``answer, id, kind, before, now``.
+    """
+    known = {item.id: item for item in items}
+    stored = request.inputs["baseline"]
+
+    def read(name: str) -> list[Row]:
+        return read_jsonl(request.workspace / stored[name].path) if name in stored else []
+
+    def says(item: str, text: str) -> bool:
+        return item in known and verifiers.score(known[item], text).success
+
+    labelled = [{**row, "scored": says(row["item"], row["response"])} for row in read("scored")]
+    asked = [
+        *(("labelled", row["item"], row) for row in read("scored")),
+        *(("reference", row["id"], row) for row in read("references")),
+        *(("shuffled", row["id"], row) for row in read("shuffled")),
+    ]
+    answers: list[Row] = [
+        {
+            "answer": of,
+            "id": row["id"],
+            "kind": row["kind"],
+            "before": row["scored"],
+            "now": says(item, row["response"]),
+        }
+        for of, item, row in asked
+    ]
+    for row in read("references"):
+        passing = sum(says(row["id"], text) for text in scorer_controls.EMPTY)
+        told = {"answer": "empty", "id": row["id"], "kind": row["kind"]}
+        answers.append({**told, "before": row["empty_passing"], "now": passing})
+    return labelled, answers
+
+
+def scorer_holds(
+    metrics: Sequence[Metric], answers: Sequence[Row], evidence: str
+) -> tuple[Metric, ...]:
+    """The metrics with ``scorer_answers_changed``; broken what a scorer read that changed.
+
+    Without a known answer it has no value, and what the scorer read is not calibrated.
+    """
+    n, changed = len(answers), sum(row["before"] != row["now"] for row in answers)
+    counted = Metric(
+        "scorer_answers_changed", float(changed) if n else None, n=n, evidence=evidence
+    )
+    if n and not changed:
+        return (*metrics, counted)
+    state = Instrument.BROKEN if n else Instrument.UNCALIBRATED
+    why = f"scorer: {changed} of {n} known answers are scored otherwise than by the baseline's"
+    note = why if n else "scorer: the baseline kept no known answer of it"
+    read = {name for name, by in READ_BY.items() if SCORER in by}
+    return (
+        *(
+            replace(m, instrument=state, note=note)
+            if m.name in read and m.instrument is Instrument.OK
+            else m
+            for m in metrics
+        ),
+        replace(counted, note=note),
+    )

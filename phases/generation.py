@@ -23,7 +23,7 @@ from phases.records import Row, batch, chunks
 from runbook.artifacts import sha256_file
 from runbook.contract import Json, PhaseRequest
 from runbook.errors import ConfigError
-from runbook.text import NearDuplicates, normalise
+from runbook.text import NearDuplicates, normalise, spellings
 
 _NUMBERED: Final = re.compile(r"^\s*\d{1,3}\s*[.)]\s*(?P<text>\S.*)$")
 _ODD: Final = re.compile(r"[<>{}|\\]|_{2,}|https?:|###")
@@ -83,7 +83,7 @@ class Screen:
 
     def fate(self, text: str) -> str:
         """'' where the instruction is new (it is then remembered), else why it is dropped."""
-        if self.held_out.find(text) is not None:
+        if any(self.held_out.find(way) is not None for way in spellings(text)):
             return "near_held_out"
         if normalise(text) in self.exact:
             return "duplicate"
@@ -97,7 +97,9 @@ class Screen:
 def make_screen(bound: float, seen: Sequence[str], held_out: Sequence[str]) -> Screen:
     """A screen that knows the few-shot texts, earlier rows and the held-out instructions."""
     return Screen(
-        {normalise(t) for t in seen}, NearDuplicates(bound, seen), NearDuplicates(bound, held_out)
+        {normalise(t) for t in seen},
+        NearDuplicates(bound, seen),
+        NearDuplicates(bound, [way for text in held_out for way in spellings(text)]),
     )
 
 

@@ -10,20 +10,25 @@ near        a Jaccard index of word sets at or above the bound, so reworded
 quoted      a held-out instruction within the text, or the row's instruction within a held-out one
 
 The last one compares texts under 13 words whole. A reference is looked for by its 13-grams alone,
-since two right answers to two questions may well be the same short text. What no reading sees: an
-item in other words, in another language, in look-alike letters of another script, or its answer
-without its question.
+since two right answers to two questions may well be the same short text. Each text but the exact
+one is read a second time without the hyphens in its words and with small English numbers in digits.
+A script without spaces is read by its characters; for the length of a gram, and of what can be
+quoted, two of Han or kana make a word, or four of Thai, Lao, Khmer or Burmese.
+
+What no reading sees: an item in other words, in another language, in look-alike letters of another
+script, or its answer without its question. Under nine words a Jaccard index of 0.8 forgives no
+other word, not even a misspelt one.
 """
 
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
 from phases import prompts
 from phases.records import Row
 from runbook.contract import Metric
-from runbook.text import NearDuplicates, fold, normalise, words
+from runbook.text import NearDuplicates, fold, quarters, spellings, tokens
 
 READINGS: Final = ("exact", "normalised", "13gram", "near", "quoted")
 OVERLAPS: Final = tuple(f"overlap_{name}" for name in READINGS)
@@ -51,50 +56,81 @@ class HeldOut:
     """A held-out set, made ready to be looked up."""
 
     exact: dict[str, Item]
+    asked: dict[str, Item]
+    """By each of its spellings, and in ``plain`` by the tokens of each."""
     plain: dict[str, Item]
+    rarest: dict[str, list[str]]
+    """The keys of ``plain`` by the token of each that the fewest of them have."""
+    joined: str
+    """The keys of ``plain``, each between spaces and on a line."""
     grams: dict[tuple[str, ...], Item]
     near: NearDuplicates
 
     @classmethod
     def of(cls, items: Sequence[Item], bound: float) -> "HeldOut":
         """Index items; two are near from ``bound`` on, a Jaccard index of word sets."""
+        asked = {text: item for item in items for text in spellings(item.instruction)}
+        plain = {" ".join(tokens(text)): item for text, item in asked.items()}
         return cls(
             {fold(item.instruction).strip(): item for item in items},
-            {normalise(item.instruction): item for item in items},
+            asked,
+            plain,
+            _by_rarest(plain),
+            "\n".join(f" {held} " for held in plain),
             {
                 gram: item
                 for item in items
-                for text in (item.instruction, item.reference)
-                for gram in _grams(text)
+                for part in (item.instruction, item.reference)
+                for text in spellings(part)
+                for gram in _grams(tokens(text))
+                if _is_telling(gram)
             },
-            NearDuplicates(bound, [item.instruction for item in items]),
+            NearDuplicates(bound, asked),
         )
 
     def find(self, text: str, *, instruction: bool) -> Iterator[tuple[str, Item]]:
         """Each reading that finds something in a text, with the first item it finds."""
-        plain = normalise(text)
         if item := self.exact.get(fold(text).strip()):
             yield "exact", item
-        if item := self.plain.get(plain):
-            yield "normalised", item
-        if item := next((self.grams[g] for g in _grams(text) if g in self.grams), None):
-            yield "13gram", item
-        if (similar := self.near.find(text)) is not None:
-            yield "near", self.exact[fold(similar).strip()]
-        if item := self._quoted(plain, within=instruction):
-            yield "quoted", item
-
-    def _quoted(self, plain: str, *, within: bool) -> Item | None:
-        padded = f" {plain} "
-        within = within and plain.count(" ") >= MIN_QUOTED_WORDS - 1
-        return next(
-            (
-                item
-                for held, item in self.plain.items()
-                if f" {held} " in padded or (within and padded in f" {held} ")
+        ways = [(way, tokens(way)) for way in spellings(text)]
+        plain = [" ".join(found) for _, found in ways]
+        looks = {
+            "normalised": (self.plain.get(one) for one in plain),
+            "13gram": (self.grams.get(gram) for _, found in ways for gram in _grams(found)),
+            "near": (self._near(way) for way, _ in ways),
+            "quoted": (
+                self._quoted(one, found, within=instruction and _is_quotable(found))
+                for one, (_, found) in zip(plain, ways, strict=True)
             ),
-            None,
+        }
+        for reading, found in looks.items():
+            if item := next(filter(None, found), None):
+                yield reading, item
+
+    def _near(self, text: str) -> Item | None:
+        similar = self.near.find(text)
+        return None if similar is None else self.asked[similar]
+
+    def _quoted(self, plain: str, found: Sequence[str], *, within: bool) -> Item | None:
+        padded = f" {plain} "
+        near = {held for token in {*found} for held in self.rarest.get(token, ())}
+        held_in = {held for held in near if f" {held} " in padded}
+        if within and padded in self.joined:
+            held_in |= {held for held in self.plain if padded in f" {held} "}
+        return (
+            next((self.plain[held] for held in self.plain if held in held_in), None)
+            if held_in
+            else None
         )
+
+
+def _by_rarest(plain: Iterable[str]) -> dict[str, list[str]]:
+    texts = [(held, held.split(" ")) for held in plain]
+    counts = Counter(token for _, found in texts for token in {*found})
+    rarest: dict[str, list[str]] = defaultdict(list)
+    for held, found in texts:
+        rarest[min(found, key=counts.__getitem__)].append(held)
+    return rarest
 
 
 def find_overlaps(records: Sequence[Row], items: Sequence[Item], bound: float) -> Iterator[Row]:
@@ -155,9 +191,23 @@ def overlap_metrics(found: Sequence[Row], n: int, evidence: str) -> tuple[Metric
     )
 
 
-def _grams(text: str) -> Iterator[tuple[str, ...]]:
-    found = words(text)
-    for start in range(len(found) - GRAM + 1):
-        gram = tuple(found[start : start + GRAM])
-        if len({word for word in gram if not word.isdecimal()}) >= MIN_GRAM_WORDS:
-            yield gram
+def _is_quotable(found: Sequence[str]) -> bool:
+    return sum(map(quarters, found)) >= 4 * MIN_QUOTED_WORDS
+
+
+def _grams(found: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    """From each token on, as many as make the length of ``GRAM`` words."""
+    sizes = [quarters(token) for token in found]
+    end = size = 0
+    for start, first in enumerate(sizes):
+        while size < 4 * GRAM and end < len(found):
+            size += sizes[end]
+            end += 1
+        if size < 4 * GRAM:
+            return
+        yield tuple(found[start:end])
+        size -= first
+
+
+def _is_telling(gram: Sequence[str]) -> bool:
+    return len({word for word in gram if not word.isdecimal()}) >= MIN_GRAM_WORDS

@@ -12,9 +12,12 @@ from phases.records import Row
 ALIKE: Final = 0.5
 """Two responses are of like length where the shorter has at least this share of the characters."""
 
+FEWEST: Final = 30
+"""Pairs of like length below which their lift shows nothing, however great it is."""
+
 
 def length_question(rows: Sequence[Row], remains: float) -> str:
-    """What to ask of these pairs; '' where too little of the lift hangs on length to ask.
+    """What to ask of these pairs; '' where enough of like length show that it is no change of it.
 
     Args:
         rows: one a pair, as scored: ``base, tuned`` (bool), ``base_chars, tuned_chars``.
@@ -25,15 +28,16 @@ def length_question(rows: Sequence[Row], remains: float) -> str:
         return ""
     alike = [row for row in rows if _is_alike(row["base_chars"], row["tuned_chars"])]
     matched = _lift(alike)
-    if alike and matched >= remains * whole:
+    if len(alike) >= FEWEST and matched >= remains * whole:
         return ""
     shorter = sum(row["tuned_chars"] < row["base_chars"] for row in rows)
+    thin = f", and fewer than {FEWEST} show nothing" if 0 < len(alike) < FEWEST else ""
     found = f"it is {matched:+.3f} ({_rates(alike)})" if alike else "there is nothing to compare"
     return (
         f"The lift is {whole:+.3f} over {len(rows)} pairs ({_rates(rows)}). Among the {len(alike)} "
-        f"pairs whose responses are of like length {found}. The tuned response is the shorter one "
-        f"in {shorter} pairs. Is the gain more than a change of length? proceed where the rows "
-        "show that the instruction is followed better; else stop, or leave it to a person."
+        f"pairs whose responses are of like length {found}{thin}. The tuned response is the "
+        f"shorter one in {shorter} pairs. Is the gain more than a change of length? proceed "
+        "where the rows show that the instruction is followed better; else stop, or leave it to a person."
     )
 
 

@@ -2,11 +2,21 @@
 
 import gc
 import os
+import signal
 import sys
+from types import FrameType
 from typing import NoReturn
 
 _NEW_OBJECTS = 100_000
 """A collection finds nothing in what start-up makes, since all of it is kept."""
+
+
+_CAN_BE_RELAUNCHED = frozenset({"run", "launch", "resume"})
+_INTERRUPTED = {signal.SIGTERM: 75, signal.SIGHUP: 75, signal.SIGINT: 130}
+"""Exit codes of an end before the executor, with handlers of its own, holds the workspace.
+
+Nothing has begun by then, so the same command goes on.
+"""
 
 
 def command() -> NoReturn:
@@ -15,6 +25,10 @@ def command() -> NoReturn:
     An interpreter that takes itself apart needs a tenth of a short command's time, for memory that
     the kernel takes back in any case. Nothing here asks to be called at the end.
     """
+    if sys.argv[1:2] and sys.argv[1] in _CAN_BE_RELAUNCHED:
+        for number in _INTERRUPTED:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # as under nohup
+                signal.signal(number, _end)
     gc.set_threshold(_NEW_OBJECTS)
     from runbook.cli import main  # noqa: PLC0415 - after the line above
 
@@ -26,6 +40,11 @@ def command() -> NoReturn:
             raise
         code = ended.code or 0
     os._exit(code or _unwritten())
+
+
+def _end(number: int, _: FrameType | None) -> NoReturn:
+    """At once: an exception in the middle of an import could be lost."""
+    os._exit(_INTERRUPTED[signal.Signals(number)])
 
 
 def _unwritten() -> int:

@@ -1,7 +1,7 @@
 """What an act of the loop does: run an attempt of a step, judge it, put a review to the reviewer.
 
-Rule: what an act found out is one more fact in the journal, appended before it returns; one that
-was cut off left no fact and is done again. Which act is next, ``runbook.next_act`` decides.
+Rule: what an act found out is on record before it returns; one that was cut off goes on from the
+facts it left. Which act is next, ``runbook.next_act`` decides.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,7 @@
 """The JSON form of the contract's types, in the journal and on the child's pipe.
 
 A number that JSON cannot hold becomes null, so that NaN reads as "not measured" everywhere.
+A whole number that no float can hold reads as infinite where a float is asked for, so likewise.
 Decoding is strict: an unknown field, or a value of another type, is an error that names its place.
 """
 
@@ -66,12 +67,19 @@ def _decode(kind: Any, value: Json, where: str) -> Any:
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
     if kind is float and type(value) is int:
-        return float(value)
+        return _float(value)
     if kind is Path:
         _require(str, value, where)
         return Path(value)
     _require(kind, value, where)
     return value
+
+
+def _float(value: int) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
 
 
 def _decode_optional(kind: Any, value: Json, where: str) -> Any:

@@ -20,9 +20,7 @@ from runbook import regular_files
 from runbook.artifacts import TEMPORARY
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Json
-from runbook.errors import RunbookError
 from runbook.gpus import Gpus, describe
-from runbook.journal import facts
 from runbook.regular_files import open_to_append
 from runbook.takeover import open_journal
 from runbook.workspace import Workspace
@@ -81,21 +79,24 @@ def withdraw_stop(workspace: Workspace) -> None:
     workspace.stop_request.unlink(missing_ok=True)
 
 
-def record_stop(workspace: Workspace, reason: str, clock: Clock = SYSTEM) -> None:
+def record_stop(workspace: Workspace, reason: str, clock: Clock = SYSTEM) -> str:
     """A person's stop of a session that no executor is at work on.
 
-    Report and reviews' pages then tell of it; a disk too full for them takes nothing from the stop.
+    Report and reviews' pages then tell of it. What keeps them from being written takes nothing from
+    the stop, which is durable by then.
+
+    Returns:
+        Why the pages do not tell of it; empty where they do.
 
     Raises:
         LockedError: one is.
     """
-    from runbook.projection import Pages  # noqa: PLC0415 - the executor imports it later
+    from runbook.projection import renew_pages  # noqa: PLC0415 - its imports lead back here
 
     with open_journal(workspace, clock) as journal:
         detail = f"a person asked for it: {reason}"
         journal.append(ev.SessionStopped(STOP_REQUESTED, 3, detail).to_body(), pin=True)
-        with suppress(OSError, RunbookError):
-            Pages(workspace, journal, facts(journal.entries)).renew()
+        return renew_pages(workspace, journal)
 
 
 class Pulse:

@@ -36,6 +36,7 @@ from runbook.prerequisites import (
     wants_gpu,
 )
 from runbook.problems import listing
+from runbook.rental import check_rental
 from runbook.sandbox import check_sandbox
 from runbook.schema import load_plan
 from runbook.workspace import Workspace
@@ -100,6 +101,8 @@ def examine(
     yield check_workspace(workspace.root)
     yield from _machine(plan, workspace, known, environ, devices)
     yield check_clock(known.newest)
+    if plan is not None and plan.pod.get("rental_ends"):
+        yield check_rental(plan.pod, environ)
     yield check_sandbox()
 
 

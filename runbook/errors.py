@@ -27,6 +27,12 @@ class ConfigError(RunbookError):
     code = 2
 
 
+class OutputError(RunbookError):
+    """The answer could not be written to stdout: make room there, and ask again."""
+
+    code = 1
+
+
 class NeedsPersonError(RunbookError):
     """Only a person can go on from here: free the disk, decide the review."""
 

@@ -16,6 +16,7 @@ from runbook.workspace import Workspace
 
 _ROWS = frozenset({".json", ".jsonl"})
 CHANGED = "was changed: its bytes are not those committed"
+UNRECORDED = "has no hash on record"
 
 
 @dataclass(frozen=True)
@@ -55,8 +56,8 @@ class Evidence:
     def faults(self, finished: ev.StepFinished) -> tuple[Fault, ...]:
         """What is wrong with the files of rows that the end of a step speaks of.
 
-        Looked at is what its metrics name as evidence and what it declared of JSON; a file whose
-        hash nobody recorded has only to be there.
+        Looked at is what its metrics name as evidence, be it of an earlier step, and what it
+        declared of JSON. A file whose hash nobody recorded cannot be read as evidence.
         """
         named = [metric.evidence for metric in finished.metrics if metric.evidence]
         named += [a.path for a in finished.artifacts if PurePosixPath(a.path).suffix in _ROWS]
@@ -64,19 +65,19 @@ class Evidence:
         return tuple(fault for fault in looked_at if fault)
 
     def _fault(self, finished: ev.StepFinished, path: str) -> Fault | None:
-        owner = _owner(finished, path)
+        maker, owner = holder(self._ends, finished, path)
         sha256, missing = self._hash(owner.path if owner else path)
         if owner and sha256 == owner.sha256:
             return None
         later = self._ends[self._ends.index(finished) + 1 :]
-        if writer := next((end for end in later if _writes_over(end, finished, path)), None):
+        if writer := next((end for end in later if _writes_over(end, maker, owner, path)), None):
             told = f"was written over by look {writer.look} of attempt {writer.attempt}"
             return Fault(path, told, damaged=False)
-        if self._is_made_again(finished.step, path):
+        if self._is_made_again(maker.step, path):
             return Fault(path, "is being made again", damaged=False)
         if missing or owner:
             return Fault(path, missing or CHANGED, damaged=True)
-        return None
+        return Fault(path, UNRECORDED, damaged=False)
 
     def _hash(self, path: str) -> tuple[str, str]:
         """SHA-256 of a file or folder, and why there is none."""
@@ -103,6 +104,19 @@ class Evidence:
         return not own or self._running[step] in own
 
 
+def holder(
+    ends: Sequence[ev.StepFinished], finished: ev.StepFinished, path: str
+) -> tuple[ev.StepFinished, Artifact | None]:
+    """The artifact that a path was, or lay in, when a step finished, and the end that tells of it.
+
+    The step's own, else the newest of those before it; None: nobody recorded a hash.
+    """
+    for end in (finished, *reversed(ends[: ends.index(finished)])):
+        if found := _owner(end, path):
+            return end, found
+    return finished, None
+
+
 def _running(known: Sequence[ev.Event]) -> dict[str, str]:
     """Steps that were started and have not finished since, with the folder they write to."""
     found: dict[str, str] = {}
@@ -120,12 +134,14 @@ def _owner(finished: ev.StepFinished, path: str) -> Artifact | None:
     return next((a for a in finished.artifacts if _within(path, a.path)), None)
 
 
-def _writes_over(later: ev.StepFinished, finished: ev.StepFinished, path: str) -> bool:
+def _writes_over(
+    later: ev.StepFinished, maker: ev.StepFinished, before: Artifact | None, path: str
+) -> bool:
     """Whether a later end left other bytes there; without hashes, whether it names the file too."""
-    before, after = _owner(finished, path), _owner(later, path)
+    after = _owner(later, path)
     if before and after:
         return before.sha256 != after.sha256
-    return later.step == finished.step and any(m.evidence == path for m in later.metrics)
+    return later.step == maker.step and any(m.evidence == path for m in later.metrics)
 
 
 def _within(path: str, folder: str) -> bool:

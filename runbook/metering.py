@@ -8,7 +8,6 @@ is ended in any case, and its record read first.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import TYPE_CHECKING
 
 from runbook import events as ev
@@ -23,6 +22,7 @@ from runbook.meter_record import MeterRecord
 from runbook.owner import Owner
 from runbook.params import expand
 from runbook.plan import Plan
+from runbook.rental import rental_end
 from runbook.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class Metering:
         self._stop = _command(plan.pod, "stop")
         self._state = _command(plan.pod, "state")
         self._abandoned_after_s = plan.pod.get("abandoned_after_s")
-        self._rental_ends = _rental_ends(plan.pod)
+        self._rental_ends = rental_end(plan.pod)
         self._notice = notice
         self._wanted = ledger.limits.any or bool(self._stop) or self._rental_ends is not None
         self._meter: Meter | None = None
@@ -161,9 +161,10 @@ class Metering:
 
 
 def owes_stop(pod: Mapping[str, Json], workspace: Workspace, known: Sequence[ev.Event]) -> bool:
-    """Whether this machine did a session's work, and its pod was never asked to stop.
+    """Whether a kill, after a session's last line, kept this machine's pod from being stopped.
 
-    Its meter's record says so: on another machine, after a new start of this one, and where
+    It did where neither the journal nor the meter's record has a stop since the last start, and
+    that record is of this machine: on another one, after a new start of this one, and where
     somebody ended the meter there is nothing to make up for.
 
     Args:
@@ -195,28 +196,3 @@ def _command(pod: Mapping[str, Json], name: str) -> tuple[str, ...] | None:
             where=f"pod.{name}",
             fix=f"export {error.args[0]}, or take it out of the command",
         ) from None
-
-
-def _rental_ends(pod: Mapping[str, Json]) -> float | None:
-    """Seconds since the epoch."""
-    text = pod.get("rental_ends")
-    if not text:
-        return None
-    moment: datetime | None = None
-    try:
-        moment = datetime.fromisoformat(expand(text, os.environ))
-    except KeyError as error:
-        raise ConfigError(
-            f"the environment variable {error.args[0]} is not set",
-            where="pod.rental_ends",
-            fix=f"export {error.args[0]}, or write the time itself",
-        ) from None
-    except ValueError:
-        pass
-    if moment is None or moment.tzinfo is None:
-        raise ConfigError(
-            f"{text!r} is not a time with an offset",
-            where="pod.rental_ends",
-            fix="write it as 2026-11-22T08:00:00Z",
-        )
-    return moment.timestamp()

@@ -41,8 +41,9 @@ _TITLE_CHARS = 150
 _LINE_CHARS = 400
 _CAUSE_CHARS = 200
 """Of why a reviewer gave no answer: a server or a reply may have had a part in the words."""
-_MARKUP = re.compile(r"[^\w .,:;\[\]'%+=-]")
-"""What a chat could make a link, a mention or a format of."""
+_MARKUP = re.compile(r"[^\w .,:;\[\]'%+=-]|_")
+_JOINT = re.compile(r"([.:])(?=[^\W\d])")
+"""These two are what a chat could make a link, a mention or a format of."""
 _STOPS = ("human_needed", "ended")
 """Kinds of what a stop brings about."""
 _STARTS = 3
@@ -357,7 +358,7 @@ def compose(
         told.append(_pod(plan))
     told.append(f"Cost so far: {outcome.cost(view)}")
     lines = [one_line(shown.text(line), _LINE_CHARS) for line in told]
-    title = one_line(f"{plan.name}: {incident.what}", _TITLE_CHARS)
+    title = one_line(shown.text(f"{plan.name}: {incident.what}"), _TITLE_CHARS)
     place = ["--workspace", str(workspace.root)]
     commands = [s.command for s in outcome.next_steps(view, workspace.root, alive=True)]
     if incident.review:
@@ -376,7 +377,7 @@ def _unanswered(workspace: Workspace, entries: Sequence[Entry], shown: Redactor)
 
     found = with_unanswered(build_view(entries), workspace).unanswered
     if found:
-        cause = _MARKUP.sub(" ", shown.text(found.cause))
+        cause = _JOINT.sub(r"\1 ", _MARKUP.sub(" ", shown.text(found.cause)))
         yield f"why there is no answer: {one_line(cause, _CAUSE_CHARS)}"
 
 

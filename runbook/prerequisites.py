@@ -20,6 +20,7 @@ from runbook.errors import NeedsPersonError
 from runbook.manifest import versions
 from runbook.plan import Plan
 from runbook.problems import printable
+from runbook.rental import check_rental
 from runbook.workspace import Workspace
 
 HUB = "https://huggingface.co"
@@ -44,7 +45,8 @@ def check_plan(plan: Plan, workspace: Workspace, environ: Mapping[str, str] = os
     """Hold what a plan needs against this machine, before its session starts.
 
     Raises:
-        ConfigError: no GPU for an engine on one, no model, a package or a folder is missing.
+        ConfigError: no GPU for an engine on one, no model, a package or a folder is missing, or
+            the rental has ended.
         NeedsPersonError: the hub does not answer.
     """
     refuse(plan_checks(plan, workspace, environ))
@@ -56,6 +58,8 @@ def plan_checks(
     """The checks of a start, one at a time, the cheap ones first."""
     if wants_gpu(plan):
         yield check_gpus(1, devices=devices, environ={**environ, **plan.environment})
+    if plan.pod.get("rental_ends"):
+        yield check_rental(plan.pod, environ)
     yield check_versions(plan)
     yield check_folders(plan, workspace.root)
     yield check_model(plan, workspace, {**environ, **plan.environment})

@@ -12,13 +12,15 @@ from runbook import artifacts, manifest, regular_files
 from runbook import events as ev
 from runbook import state as st
 from runbook.clock import Clock
-from runbook.journal import read_journal
+from runbook.errors import RunbookError
+from runbook.journal import facts, read_journal
 from runbook.journal_writer import Journal
 from runbook.plan import Plan, PlannedStep
 from runbook.report.judgement import judgement_document, judgement_text
 from runbook.report.markdown import render_report
 from runbook.report.review_folder import read_folder
 from runbook.report.review_report import PLOT, REPORT, render_plot, render_review
+from runbook.report.safe_text import one_line
 from runbook.report.trust import trust_section
 from runbook.report.unanswered import with_unanswered
 from runbook.report.view import build_stories, build_view
@@ -42,31 +44,44 @@ class Pages:
         The session's manifest tells of the machine that the work was done on, which need not be
         this one, so it stays as it was shown.
         """
-        pages = self.named(self.write())
-        if before := self._shown_before():
-            self._journal.projections = {**before, **pages}
+        before = self._shown_before()
+        shown: dict[Path, str] = {}
+        try:
+            self._report(shown)
+            self._reviews(shown)
+        finally:
+            # Of pages that could not all be written, those that were are the ones to hold.
+            if before:
+                self._journal.projections = {**before, **self.named(shown)}
 
     def write(self) -> dict[Path, str]:
         """All of them; path and SHA-256."""
         shown = self.reviews()
-        view = with_unanswered(build_view(self._journal.entries), self._workspace)
-        trust = trust_section(self._workspace)
-        report = render_report(view, self._workspace.root, trust)
-        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
+        self._report(shown)
         return shown
 
     def reviews(self) -> dict[Path, str]:
         """Each review's report and its plot, where they tell anything new; path and SHA-256."""
-        if not any(isinstance(fact, ev.ReviewRequested) for fact in self._known):
-            return {}
         shown: dict[Path, str] = {}
+        self._reviews(shown)
+        return shown
+
+    def _report(self, shown: dict[Path, str]) -> None:
+        view = with_unanswered(build_view(self._journal.entries), self._workspace)
+        trust = trust_section(self._workspace)
+        report = render_report(view, self._workspace.root, trust)
+        shown[self._workspace.report] = artifacts.write_text(self._workspace.report, report)
+
+    def _reviews(self, shown: dict[Path, str]) -> None:
+        """Note each page as it is written, so that a failure leaves no doubt about the others."""
+        if not any(isinstance(fact, ev.ReviewRequested) for fact in self._known):
+            return
         for story in build_stories(self._journal.entries):
             folder = self._workspace.inside(story.review.path)
             path, plot = folder / REPORT, render_plot(story)
             if plot:
                 shown[folder / PLOT] = _refreshed(folder / PLOT, plot)
             shown[path] = _refreshed(path, render_review(story, read_folder(folder)))
-        return shown
 
     def named(self, shown: Mapping[Path, str]) -> dict[str, str]:
         """As the journal names files: by their paths in the workspace."""
@@ -80,6 +95,20 @@ class Pages:
             if epoch.projections or not epoch.closed:
                 return epoch.projections
         return {}
+
+
+def renew_pages(workspace: Workspace, journal: Journal) -> str:
+    """``Pages.renew``, after what is on record already and stands whatever a page runs into.
+
+    Returns:
+        Why they could not all be written, on one line; empty where they were.
+    """
+    try:
+        Pages(workspace, journal, facts(journal.entries)).renew()
+    except Exception as error:  # noqa: BLE001 - see above
+        what = error.what if isinstance(error, RunbookError) else repr(error)
+        return one_line(f"report.md and the reviews' pages are not all renewed: {what}", 400)
+    return ""
 
 
 class Projector:

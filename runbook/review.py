@@ -4,14 +4,13 @@ Both are types of ``runbook.contract``; providers live in ``agent/``.
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 
 from runbook import events as ev
 from runbook import review_facts
 from runbook.changes import check_same_plan
 from runbook.clock import SYSTEM, Clock
 from runbook.contract import Account, ReviewRequest
-from runbook.errors import ConfigError, RunbookError
+from runbook.errors import ConfigError
 from runbook.journal import Entry, facts, read_entries
 from runbook.machine import refuse_decision, replay
 from runbook.next_act import params_of, rerun_range
@@ -83,11 +82,11 @@ def record_decision(
     *,
     known: Sequence[ev.Event] | None = None,
     clock: Clock = SYSTEM,
-) -> tuple[Entry, ...]:
+) -> tuple[tuple[Entry, ...], str]:
     """Append a person's decision while no executor runs; the next run acts on it.
 
     Nothing is written for one that cannot stand. After one that can, report and reviews' pages
-    tell of it; a disk too full for them takes nothing from the decision.
+    tell of it; what keeps them from being written takes nothing from the decision.
 
     Args:
         plan: the session's.
@@ -98,13 +97,14 @@ def record_decision(
         clock: of the journal's times.
 
     Returns:
-        The journal's entries, with the decision.
+        The journal's entries, with the decision; and why the pages do not tell of it, empty where
+        they do.
 
     Raises:
         ConfigError: the decision cannot stand, or the plan is another one.
         LockedError: an executor is at work.
     """
-    from runbook.projection import Pages  # noqa: PLC0415 - the executor imports it later
+    from runbook.projection import renew_pages  # noqa: PLC0415 - a run without a decision needs none
 
     before = facts(read_entries(workspace)) if known is None else known
     _check_decision(plan, workspace, before, decided)
@@ -113,9 +113,7 @@ def record_decision(
         now = facts(journal.entries)
         _check_decision(plan, workspace, now, decided)
         journal.append(decided.to_body(), pin=True)
-        with suppress(OSError, RunbookError):
-            Pages(workspace, journal, (*now, decided)).renew()
-        return tuple(journal.entries)
+        return tuple(journal.entries), renew_pages(workspace, journal)
 
 
 def _check_decision(

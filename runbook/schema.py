@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 
 from runbook.contract import Json
 from runbook.errors import ConfigError
-from runbook.gate_checks import check_criteria, check_targets
+from runbook.gate_checks import check_alphas, check_criteria, check_targets
 from runbook.overrides import TOP_LEVEL, Override, find_target, parse_override, set_in_head
 from runbook.plan import Plan
 from runbook.problems import Problem, from_error, to_error
@@ -69,7 +69,7 @@ def load_plan(
     asked = [o for o in asked if o.first in names]
     resolver = Resolver(runbook, slots, asked, variables, path.parent)
     plan = make_plan(path, runbook, resolver, tuple(overrides))
-    _raise([*check_targets(plan, slots)])
+    _raise([*check_targets(plan, slots), *check_alphas(plan, slots)])
     check_contents(plan, slots)
     return plan
 

@@ -164,7 +164,9 @@ def _words(detail: ErrorDetails, value: object) -> tuple[str, str]:
             return _not_among(value, re.findall(r"'([^']*)'", str(limits["expected"])))
         case "string_pattern_mismatch":
             return _mismatch(value, str(limits["pattern"]))
-        case "too_short" | "string_too_short" if not value:
+        case "string_too_short" if not value:
+            return "the text is empty", "write at least one character"
+        case "too_short" if not value:
             return f"{quoted(value)} is empty", "add at least one entry"
         case _:  # of a phase's own model, which may use all that pydantic has
             said = printable(detail["msg"], longest=200)

@@ -19,6 +19,7 @@ from runbook.redact import is_secret_name
 from runbook.schema_reviewer import ReviewerModel
 from runbook.schema_values import (
     Duration,
+    Moment,
     Number,
     Price,
     Strict,
@@ -140,7 +141,7 @@ class PodModel(Strict):
     """Prints the pod's state; ``status --verify-pod`` and a takeover ask it."""
     gone: list[Text] = Field(default_factory=lambda: list(POD_GONE))
     """What ``state`` prints, as its last word, of a pod that costs nothing any more."""
-    rental_ends: Text | None = None
+    rental_ends: Moment | None = None
     """ISO 8601 with an offset; ${ENV} is read."""
     abandoned_after: Duration = "30m"
     """The pod is stopped when its executor died and nobody resumed for so long."""

@@ -1,6 +1,7 @@
-"""What the shapes of YAML files are made of: texts, numbers, durations, and how one is refused."""
+"""What the shapes of YAML files are made of: texts, numbers, times, and how one is refused."""
 
 import re
+from datetime import datetime
 from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
@@ -39,6 +40,28 @@ def _duration(value: object) -> object:
 
 Duration = Annotated[str, BeforeValidator(_duration), StringConstraints(pattern=_DURATION)]
 """Whole seconds, minutes or hours: ``90s``, ``15m``, ``6h``."""
+
+
+AS_MOMENT = "write it as 2026-11-22T08:00:00Z"
+
+
+def moment(text: str) -> datetime | None:
+    """The time, ISO 8601 with an offset; None where the text is none."""
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else None
+
+
+def _moment(value: object) -> object:
+    if isinstance(value, str) and value and "${" not in value and moment(value) is None:
+        raise refuse(f"{quoted(value)} is not a time with an offset", AS_MOMENT)
+    return value
+
+
+Moment = Annotated[Text, BeforeValidator(_moment)]
+"""ISO 8601 with an offset; one that stands in the environment is not looked up here."""
 
 
 class Strict(BaseModel):

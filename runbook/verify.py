@@ -14,6 +14,7 @@ from runbook import artifacts, journal_lines
 from runbook import events as ev
 from runbook.contract import Artifact, Json
 from runbook.errors import ConfigError, CorruptError
+from runbook.evidence import holder
 from runbook.journal import Before, Epoch, Reading, facts, read_journal
 from runbook.journal_lines import DamageError
 from runbook.workspace import Workspace
@@ -82,6 +83,7 @@ class _Check:
     def _artifacts(self, known: tuple[ev.Event, ...]) -> Iterator[Finding]:
         """What steps declared; of a path that was made again, the newest."""
         running = _outputs_in_flux(known)
+        self.notes += _unvouched(known)
         newest = {a.path: a for f in known if isinstance(f, ev.StepFinished) for a in f.artifacts}
         for path, artifact in newest.items():
             if any(Path(path).is_relative_to(folder) for folder in running):
@@ -199,6 +201,18 @@ class _Check:
 
     def _name(self, path: Path) -> str:
         return self._workspace.relative(path)
+
+
+def _unvouched(known: tuple[ev.Event, ...]) -> list[str]:
+    """Evidence of metrics whose hash no step recorded, as an earlier release allowed."""
+    ends = [fact for fact in known if isinstance(fact, ev.StepFinished)]
+    told = {
+        metric.evidence: f"{metric.evidence}: evidence of {end.step} with no hash on record"
+        for end in ends
+        for metric in end.metrics
+        if metric.evidence and holder(ends, end, metric.evidence)[1] is None
+    }
+    return list(told.values())
 
 
 def _outputs_in_flux(known: tuple[ev.Event, ...]) -> set[str]:

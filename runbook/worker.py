@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -24,7 +24,7 @@ from typing import BinaryIO
 
 from runbook.artifacts import canonical_json, describe, storage_stop
 from runbook.codec import decode, encode
-from runbook.contract import Artifact, Committed, Json, PhaseRequest, PhaseResult
+from runbook.contract import Artifact, Committed, Json, Metric, PhaseRequest, PhaseResult
 from runbook.errors import ConfigError, PausedError, PhaseError, RunbookError
 
 _PR_SET_PDEATHSIG = 1
@@ -177,6 +177,9 @@ def serve(job: Job, answers: BinaryIO, fd_out: int) -> Mapping[str, Json]:
 
 def checked(result: object, job: Job) -> PhaseResult:
     if isinstance(result, PhaseResult):
+        held = [artifact for made in job.inputs.values() for artifact in made.values()]
+        metrics = tuple(_vouched_for(metric, result, held, job) for metric in result.metrics)
+        result = replace(result, metrics=metrics)
         return replace(result, artifacts=(*result.artifacts, *_rows_behind(result, job)))
     raise PhaseError(
         f"the step returned a {type(result).__name__}, not a PhaseResult",
@@ -185,22 +188,47 @@ def checked(result: object, job: Job) -> PhaseResult:
     )
 
 
+def _vouched_for(
+    metric: Metric, result: PhaseResult, inputs: Sequence[Artifact], job: Job
+) -> Metric:
+    """The metric, its evidence by the path that no link stands in.
+
+    One whose evidence is neither in the step's folder nor in an artifact of its inputs has no value
+    and says why: no hash would be on record, and an older attempt may have left it.
+    """
+    if not metric.evidence:
+        return metric
+    with suppress(OSError, ValueError, RuntimeError):
+        real = (job.workspace / metric.evidence).resolve()
+        path = real.relative_to(job.workspace.resolve()).as_posix()
+        own = real.is_relative_to(job.output.resolve())
+        # What is missing in the step's own folder, the executor tells of.
+        as_file = own and (real.is_file() or not real.exists())
+        if as_file or _is_held(path, (*inputs, *(result.artifacts if own else ()))):
+            return replace(metric, evidence=path)
+    why = (
+        f"it read {metric.value!s:.20}, but {str(metric.evidence)!a:.200}, its evidence, is neither"
+        " a file of the step's own output folder nor of an artifact of its inputs"
+    )
+    return replace(metric, value=None, evidence="", note=why)
+
+
 def _rows_behind(result: PhaseResult, job: Job) -> Iterator[Artifact]:
     """What metrics name as evidence in the step's folder, where no artifact holds it already.
 
     So its bytes are on record, and nobody can change them unseen. It is named by its path in that
-    folder; what a link leads to is not the step's own.
+    folder.
     """
-    held = [PurePosixPath(artifact.path) for artifact in result.artifacts]
     output = job.output.resolve()
-    for evidence in dict.fromkeys(metric.evidence for metric in result.metrics):
-        path = job.workspace / evidence
-        known = any(PurePosixPath(evidence).is_relative_to(other) for other in held)
-        with suppress(OSError):
-            own = path.resolve() == output / os.path.relpath(path, job.output)
-            if not known and own and path.is_relative_to(job.output) and path.is_file():
-                name = path.relative_to(job.output).as_posix()
-                yield describe(name, path, job.workspace)
+    for evidence in dict.fromkeys(metric.evidence for metric in result.metrics if metric.evidence):
+        path = job.workspace.resolve() / evidence
+        known = _is_held(evidence, result.artifacts)
+        if not known and path.is_relative_to(output) and path.is_file():
+            yield describe(path.relative_to(output).as_posix(), path, job.workspace)
+
+
+def _is_held(path: str, artifacts: Sequence[Artifact]) -> bool:
+    return any(PurePosixPath(path).is_relative_to(artifact.path) for artifact in artifacts)
 
 
 def describe_error(error: BaseException, job: Job) -> Mapping[str, Json]:

@@ -23,9 +23,15 @@ class Workspace:
 
     @classmethod
     def at(cls, root: Path) -> "Workspace":
-        """Raises ConfigError: the path is a loop of links."""
+        """Raises ConfigError: the path is a loop of links, or begins at a home that is unknown."""
         try:
-            return cls(root.expanduser().resolve())
+            home = root.expanduser()
+        except RuntimeError as error:
+            what = f"no home folder of {root.parts[0]!r} is known"
+            fix = f"write the whole path, or ./{root} for a folder of that name here"
+            raise ConfigError(what, where=str(root), fix=fix) from error
+        try:
+            return cls(home.resolve())
         except (OSError, RuntimeError) as error:
             raise ConfigError(
                 f"the workspace's path cannot be followed: {error}",

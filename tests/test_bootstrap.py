@@ -575,6 +575,15 @@ class TestDoctor:
         assert "fix: rent a machine" in told.err
         assert told.err.endswith("A session cannot start yet: gpus.\n")
 
+    def test_a_rental_that_has_ended_is_a_row(self, tmp_path: Path, capfd: Capture) -> None:
+        """It fails where it has passed; without one there is no row."""
+        spec = write_runbook(tmp_path, PASSES)
+        assert "rental" not in diagnosed(capfd, spec, "--workspace", tmp_path / "ws")[1]
+        edited(spec, pod={"rental_ends": "2001-01-01T00:00:00Z"})
+        code, rows = diagnosed(capfd, spec, "--workspace", tmp_path / "ws")
+        assert (code, rows["rental"]["state"]) == (2, "failed")
+        assert "pod.rental_ends" in rows["rental"]["fix"]
+
     def test_a_missing_variable_is_named_and_no_value_is(
         self, tmp_path: Path, capfd: Capture, monkeypatch: Patch
     ) -> None:
@@ -681,7 +690,7 @@ class TestDoctor:
             (
                 {},
                 {"usd": 1, "usd_per_hour": 1, "terminal_reserve": "45m"},
-                "it may cost up to $0.35, and budget.usd is $1.00, $0.75 of it held back for the",
+                "it may cost up to $0.35, and budget.usd is $1.00, with $0.75 held back for the",
                 "1.1",
             ),
             ({"max_usd": 0.1}, {"review_usd": 5}, "0.1625 or more, and max_usd is $0.10", "0.35"),

@@ -27,7 +27,7 @@ from agent.canaries import (
 from agent.canary_dossiers import make_pair
 from agent.dossier import render
 from agent.model_reviewer import reviewer as model
-from agent.provider import OVERHEAD_TOKENS, Served
+from agent.provider import OVERHEAD_TOKENS, QUOTED_TOKENS, Served
 from agent.scripted_server import Says, ScriptedServer, Sends, scripted_server
 from runbook import events as ev
 from runbook import review_facts
@@ -663,13 +663,20 @@ def ask_models(
 
 @pytest.mark.parametrize("given", [{}, {"usd_per_mtok": None, "max_usd": 0.1}, {"max_usd": 0.03}])
 def test_what_is_kept_back_is_a_full_context_of_the_dearest_model(given: dict[str, Any]) -> None:
-    """Three bytes a token beside the answer, all of the answer, and never above max_usd."""
+    """Three bytes a token of the longest prompt, all of the answer, and never above max_usd."""
     cheap = Served("openai", "a", "https://x/v1", "K", 1.0, 500, 20_000, max_usd=0.01)
     dear = {"usd_per_mtok": {"input": 2.0, "output": 10.0}, **given}
     other = Served("anthropic", "b", "https://y", "K", 1.0, 500, 90_000, **dear)
-    full = ((3 * 89_500 + OVERHEAD_TOKENS) * 2.0 + 500 * 10.0) / 1e6
-    assert dearest(declared_of(cheap, other)) == pytest.approx(given.get("max_usd", full))
-    assert dearest(declared_of(other)) == pytest.approx(given.get("max_usd", full))
+
+    def full(prompt_tokens: int) -> float:
+        usd = ((3 * prompt_tokens + OVERHEAD_TOKENS) * 2.0 + 500 * 10.0) / 1e6
+        return min(usd, float(given.get("max_usd", usd)))
+
+    # Beside a smaller context its question is no longer than that allows, but for what it quotes.
+    both = given.get("max_usd", 1.0) if "usd_per_mtok" in given else full(19_500 + QUOTED_TOKENS)
+    assert dearest(declared_of(cheap, other)) == pytest.approx(both)
+    alone = both if "usd_per_mtok" in given else full(89_500)
+    assert dearest(declared_of(other)) == pytest.approx(alone)
     assert dearest(declared_of(cheap)) == 0.01
     assert dearest({"provider": "command", "command": ["x"]}) is None
 

@@ -37,7 +37,9 @@ from runbook.workspace import Workspace
 
 SPECS = Path(__file__).parents[1] / "specs"
 PROBE = SPECS / "probe"
-METRICS = tuple(Metric(name, 0.5, n=2, successes=1) for name in READ_BY)
+OF_DATA = {name for name, by in READ_BY.items() if "scorer" not in by}
+"""What a pilot may read; the scorer is certified by the baseline."""
+METRICS = tuple(Metric(name, 0.5, n=2, successes=1) for name in READ_BY if name in OF_DATA)
 SENTINEL = {"completions_right", "assistant_like", "fed_markup"}
 """What is read with instruments that the contamination step certifies."""
 CRITICS = {"instruction_acceptance", "pair_acceptance"}
@@ -161,14 +163,14 @@ def test_a_certificate_that_cannot_be_read_is_none(pilot: PhaseRequest, text: st
     """Empty, of another form, not signed, no text, nested without end."""
     path = pilot.workspace / "out" / "certificate.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
-    assert wrong(pilot) == dict.fromkeys(READ_BY.keys() - SENTINEL, Instrument.UNCALIBRATED)
+    assert wrong(pilot) == dict.fromkeys(OF_DATA - SENTINEL, Instrument.UNCALIBRATED)
 
 
 def test_a_certificate_that_was_changed_is_none(pilot: PhaseRequest) -> None:
     """Figures that were mended by hand."""
     path = pilot.workspace / "out" / "certificate.json"
     path.write_text(path.read_text().replace('"successes": 15', '"successes": 18'))
-    assert wrong(pilot) == dict.fromkeys(READ_BY.keys() - SENTINEL, Instrument.UNCALIBRATED)
+    assert wrong(pilot) == dict.fromkeys(OF_DATA - SENTINEL, Instrument.UNCALIBRATED)
     assert all("was changed" in note for note in notes(pilot) - {""})
 
 

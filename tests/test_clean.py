@@ -1,8 +1,14 @@
-"""The stop rule, cleaning, and the detectors of residue and runaway."""
+"""The stop rule, cleaning, the detectors of residue and runaway, and how far they search."""
+
+import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from phases.clean import cut, fault, has_residue, is_runaway
+from phases import clean
+from phases.chat_signs import holds_markup
+from phases.clean import cut, fault, has_residue, is_cut_off, is_runaway
 
 
 @pytest.mark.parametrize(
@@ -88,3 +94,33 @@ def test_a_long_or_lively_answer_is_not_runaway(text: str) -> None:
 def test_each_fault_has_its_name(raw: str, expected: str) -> None:
     """One rule names why a response is dropped, and a sound one has no fault."""
     assert fault(cut(raw)) == expected
+
+
+# --- searches that a long text must not slow down: the same readings as the plain patterns
+
+_PIECES = st.lists(
+    st.sampled_from(["user:", "User :", "assistant:", "x", " ", "\n", "###", "instruction:"])
+    | st.sampled_from(["response:", "the", "is", "have", "_", "-", "word", "."])
+).map("".join)
+
+
+@given(_PIECES)
+def test_two_turns_are_found_as_one_pattern_would(text: str) -> None:
+    """A user's turn and an assistant's behind it, or the headings of a task."""
+    one = r"\buser:.*\bassistant:|###\s*instruction:.*###\s*response:"
+    assert holds_markup(text) is bool(re.search(one, text, re.IGNORECASE | re.DOTALL))
+
+
+@given(_PIECES)
+def test_an_open_end_is_found_wherever_its_words_begin(text: str) -> None:
+    """That the search begins at a word, not within one, changes no reading."""
+    anywhere = re.compile(clean._OPEN_END.pattern.replace(r"\b(?:\w+", r"(?:\w+"), re.IGNORECASE)
+    assert anywhere.pattern != clean._OPEN_END.pattern
+    assert bool(clean._OPEN_END.search(text)) is bool(anywhere.search(text))
+
+
+def test_a_long_text_is_read_to_its_end() -> None:
+    """A million letters in one word, and as many turns that nobody answers."""
+    assert not is_cut_off("a" * 1_000_000)
+    assert not holds_markup("user: " * 1_000_000)
+    assert not holds_markup("### instruction: " * 1_000_000)

@@ -1,6 +1,8 @@
 """The command line: light at start-up, clear on bad input, silent on stdout unless asked."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -344,3 +346,71 @@ def test_an_answer_that_cannot_be_written_is_no_success(tmp_path: Path) -> None:
 
     assert done.returncode == 0
     assert json.loads(done.stdout)["outcome"]["state"] == "none"
+
+
+@pytest.mark.parametrize("verb", [("status", "--json"), ("logs",)])
+@pytest.mark.parametrize("stdout", ["full", "closed"])
+def test_a_stdout_that_takes_nothing_is_no_fault_of_runbook(
+    tmp_path: Path, capfd: Capture, verb: tuple[str, ...], stdout: str
+) -> None:
+    """What, where and a fix are told without a traceback; exit code 1."""
+    spec, place = write_runbook(tmp_path, PASSES), tmp_path / "ws"
+    assert call(capfd, "run", spec, "--workspace", place).code == 0
+    Workspace.at(place).log("a").write_text("one\n")
+    command = [sys.executable, "-m", "runbook", *verb, "--workspace", str(place)]
+    sent = {"full": ">/dev/full", "closed": ">&-"}[stdout]
+
+    done = subprocess.run(
+        ["/bin/sh", "-c", f'exec "$@" {sent}', "sh", *command],
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        cwd=ROOT,
+    )
+
+    assert done.returncode == 1
+    assert "error: stdout: the answer cannot be written: " in done.stderr
+    assert "\n  fix: " in done.stderr
+    assert "internal error" not in done.stderr
+
+
+def _interrupted_at_import(
+    folder: Path, verb: str, number: int, before: int
+) -> "subprocess.CompletedProcess[str]":
+    """The command whose first import of a library sends its own process the signal."""
+    stub = f"import os, sys\nos.kill(os.getpid(), {number})\nsys.exit('it went on')\n"
+    (folder / "typer.py").write_text(stub)
+    disposition = signal.signal(number, before)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "runbook", verb],
+            env={**os.environ, "PYTHONPATH": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=ROOT,
+        )
+    finally:
+        signal.signal(number, disposition)
+
+
+@pytest.mark.parametrize("verb", ["run", "launch", "resume"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGHUP, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_before_the_executor_is_a_pause(
+    tmp_path: Path, verb: str, number: int, code: int
+) -> None:
+    """Nothing has begun, so the exit code says that the same command goes on, and no traceback."""
+    done = _interrupted_at_import(tmp_path, verb, number, signal.SIG_DFL)
+
+    assert (done.returncode, done.stderr) == (code, "")
+
+
+def test_a_signal_ends_other_verbs_and_no_deaf_process(tmp_path: Path) -> None:
+    """What only shows ends as every command does; under nohup a hangup stays ignored."""
+    shown = _interrupted_at_import(tmp_path, "status", signal.SIGTERM, signal.SIG_DFL)
+    deaf = _interrupted_at_import(tmp_path, "run", signal.SIGHUP, signal.SIG_IGN)
+
+    assert shown.returncode == -signal.SIGTERM
+    assert deaf.stderr == "it went on\n"

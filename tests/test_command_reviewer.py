@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -379,6 +380,15 @@ class TestRepeated:
         assert facts == []
 
 
+KILLED = """
+import os, signal
+from unittest.mock import patch
+from runbook.cli import main
+with patch({last!r}, lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+    main({arguments!r})
+"""
+
+
 class Session:
     """A small runbook whose reviewer is a program, run from the command line."""
 
@@ -453,6 +463,42 @@ class TestSession:
         script.chmod(0o755)
 
         assert Session(tmp_path, capfd, ["./ask"]).run().code == 0
+
+    @pytest.mark.parametrize(
+        ("last", "kills", "expected"),
+        [
+            ("runbook.acts.m.refuse_decision", 1, (0, "x")),
+            ("agent.command.write_bytes", 2, (3, "xx")),
+        ],
+    )
+    def test_killed_it_asks_the_very_question_again(
+        self, tmp_path: Path, capfd: Capture, last: str, kills: int, expected: tuple[int, str]
+    ) -> None:
+        """An answer on disk is taken up, and a start without one counts as the same question's."""
+        count = "open('../asked', 'a').write('x')"
+        session = Session(tmp_path, capfd, program(tmp_path, f"{count}\nprint('''{reply()}''')"))
+        arguments = ["run", str(session.spec), "--workspace", str(session.place.root)]
+        code = KILLED.format(last=last, arguments=arguments)
+
+        for _ in range(kills):
+            killed = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True)
+            assert killed.returncode == -signal.SIGKILL
+        assert (session.run().code, (session.place.reviews / "asked").read_text()) == expected
+
+        keys = {f.key for f in facts(read_entries(session.place)) if isinstance(f, ev.RequestSent)}
+        assert len(keys) == 1
+
+    def test_a_program_that_never_ran_costs_nothing(self, tmp_path: Path, capfd: Capture) -> None:
+        """However often it is not there, the money is left for when it is."""
+        session = Session(tmp_path, capfd, ["./nobody"])
+        document = json.loads(session.spec.read_text())
+        document["reviewer"]["max_usd"] = 0.4
+        document["budget"] = {**document.get("budget", {}), "review_usd": 0.5}
+        session.spec.write_text(json.dumps(document))
+
+        assert [session.run().code for _ in range(3)] == [3, 3, 3]
+        assert "cannot be started" in session.error()
+        assert spent(facts(read_entries(session.place))).review_usd == 0.0
 
     def test_a_stop_does_not_wait_for_the_program(self, tmp_path: Path, capfd: Capture) -> None:
         """SIGTERM ends the program at once and the session with 75; the next run asks again."""

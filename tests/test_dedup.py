@@ -87,6 +87,18 @@ def test_other_numbers_make_other_instructions() -> None:
     assert leaders(texts, 0.8) == [0, 1, 2, 3]
 
 
+def test_near_copies_in_a_script_without_spaces_are_one() -> None:
+    """A comma and a last character more; and of one alphabet, another text stays another."""
+    texts = [
+        "请写出彩虹的四种颜色并说明它们的顺序",
+        "请写出彩虹的四种颜色\uff0c并说明它们的顺序吧",
+        "请写出水果的三种名字并说明它们的味道",
+        "เมืองหลวงของประเทศไทยคืออะไร",
+        "ประเทศไทยมีแม่น้ำสายหลักคืออะไรของเมือง",
+    ]
+    assert leaders(texts, 0.8) == [0, 0, 2, 3, 4]
+
+
 def test_nothing_kept_is_nothing_measured() -> None:
     """An empty dataset has no count of distinct rows, which a gate calls invalid."""
     metrics, repeats = distinct_metrics([], 0.8, "rows.jsonl")

@@ -334,12 +334,60 @@ def test_own_rows_are_judged_beside_the_shipped(tmp_path: Path) -> None:
     assert entry["within_bounds"] is False
 
 
+def easy(count: int) -> list[dict[str, Any]]:
+    """Rows on either side that any detector of runaways gets right."""
+    loops = [f" {n} go go go go go go go go" for n in range(count)]
+    fine = [f" It is number {n}.\n###END###" for n in range(count)]
+    told = [*((raw, True) for raw in loops), *((raw, False) for raw in fine)]
+    return [{"id": f"own-{n}", "raw": r, "label": label} for n, (r, label) in enumerate(told)]
+
+
+def test_easy_rows_do_not_lift_a_broken_detector_over_its_bounds(tmp_path: Path) -> None:
+    """All rows together clear them, the shipped ones alone do not: neither certificate nor gate."""
+    blunt = replace(DETECTORS["runaway"], says=lambda row: "go go go" in row["raw"])
+    rows = read(blunt, load_detector_probes(blunt, own(tmp_path, *easy(200))))
+    entry = certify_detectors(rows, {})["runaway"]
+    assert entry["sensitivity"]["bound"] >= blunt.sensitivity
+    assert entry["specificity"]["bound"] >= blunt.specificity
+    assert entry["shipped"]["sensitivity"]["bound"] < blunt.sensitivity
+    assert entry["within_bounds"] is False
+    found = judged(tmp_path, rows)["runaway_sensitivity"]
+    assert found.verdict is Verdict.INVALID
+    assert found.n == entry["shipped"]["sensitivity"]["n"]
+
+
+def test_easy_rows_leave_a_sound_detector_as_it_is(tmp_path: Path) -> None:
+    """They are counted, and the shipped rows pass beside them."""
+    detector = DETECTORS["runaway"]
+    rows = read(detector, load_detector_probes(detector, own(tmp_path, *easy(20))))
+    entry = certify_detectors(rows, {})["runaway"]
+    assert (entry["n"], entry["shipped"]["n"], entry["within_bounds"]) == (79, 39, True)
+    passed = {name for name, c in judged(tmp_path, rows).items() if c.verdict is Verdict.PASS}
+    assert passed == {"runaway_sensitivity", "runaway_specificity"}
+
+
+@pytest.mark.parametrize("label", [True, False])
+def test_a_row_that_says_what_another_says_is_refused(tmp_path: Path, label: bool) -> None:
+    """Whatever its id, label, case and spacing: both rows are named, a shipped one too."""
+    detector = DETECTORS["runaway"]
+    shipped = load_detector_probes(detector)[0]
+    text = str(getattr(shipped, "raw"))  # noqa: B009 - the field is a subclass's
+    first = {"id": "mine", "raw": "A Cat.", "label": True}
+    for twin, of in (("a  cat.\n", "mine"), (f"{text.upper()} ", shipped.id)):
+        path = own(tmp_path, first, {"id": "twin", "raw": twin, "label": label})
+        with pytest.raises(ConfigError, match=f"the row 'twin' says what '{of}' says") as refused:
+            load_detector_probes(detector, path)
+        assert refused.value.where == f"{path}:2"
+    load_detector_probes(detector, own(tmp_path, first, {**first, "id": "b", "raw": "A cat!"}))
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [
         ({"id": "r001", "raw": "x", "label": True}, "the id 'r001' stands twice"),
         ({"id": "a", "raw": "x", "label": "yes"}, "label"),
         ({"id": "a", "label": True}, "raw"),
+        ({"id": "a", "raw": "X ", "label": False}, "the row 'a' says what 'fine' says"),
         ({"id": "a", "raw": "x", "label": True, "half": "both"}, "half"),
         ({"id": "a", "raw": "x", "label": True, "extra": 1}, "extra"),
     ],

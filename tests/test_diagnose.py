@@ -446,16 +446,17 @@ def test_an_error_can_be_gone_on_with_as_it_is(tmp_path: Path, capfd: Capture) -
     assert session.paste(session.diagnosis()["fixes"][1]["command"]) == 0
 
 
-def test_a_session_that_a_person_stopped_is_resumed(tmp_path: Path, capfd: Capture) -> None:
-    """The wish is the cause, and to resume is the first fix."""
+def test_a_persons_stop_hides_no_cause(tmp_path: Path, capfd: Capture) -> None:
+    """Of a session that waited for a decision already, both are told, and the decision is asked."""
     session = Session(tmp_path, capfd, REVIEWED)
     session.run()
     session.call("stop", "--reason", "dinner")
     told = session.diagnosis()
 
-    assert "dinner" in told["cause"]
-    assert session.paste(told["fixes"][0]["command"]) == 3
-    assert session.diagnosis()["reason"] == "review"
+    assert told["reason"] == "review"
+    assert told["cause"].startswith("a review waits for a person's decision: a, attempt 2: ")
+    assert told["cause"].endswith(" It had stopped already when a person asked for it: dinner.")
+    assert any("review decide" in fix["command"] for fix in told["fixes"])
 
 
 def test_an_executor_that_is_gone_without_a_stop_is_told() -> None:

@@ -80,6 +80,13 @@ def terse_evaluate(request: PhaseRequest) -> PhaseResult:
     return evaluate.run(request)
 
 
+def wordy_evaluate(request: PhaseRequest) -> PhaseResult:
+    verifiers.score = lambda item, text: (
+        yes(item, text) if "verily" in text else honest(item, text)
+    )
+    return evaluate.run(request)
+
+
 def bare_evaluate(request: PhaseRequest) -> PhaseResult:
     applied = evaluate.open_engine
     evaluate.open_engine = lambda request, quantization, adapter=None: applied(
@@ -199,6 +206,9 @@ def test_an_honest_session_passes(tmp_path: Path, seed: int) -> None:
         ({"baseline": "yes_baseline"}, "baseline", "shuffled_references_passing: "),
         ({"baseline": "yes_baseline"}, "baseline", "empty_passing: "),
         ({"evaluate": "terse_evaluate"}, "evaluate", "base_outcomes_changed: "),
+        ({"evaluate": "terse_evaluate"}, "evaluate", "scorer_answers_changed: "),
+        ({"evaluate": "terse_evaluate"}, "evaluate", "scorer_sensitivity: "),
+        ({"evaluate": "wordy_evaluate"}, "evaluate", "mcnemar_p: "),
         ({"evaluate": "bare_evaluate"}, "evaluate", "texts_changed: "),
         ({"evaluate": "bare_evaluate"}, "evaluate", "adapter_logit_shift: "),
         (

@@ -89,3 +89,51 @@ def test_only_the_step_that_scales_the_pilot_up_is_held(folder: Path) -> None:
     """The pilot's own target_kept is of the pilot, and another step's may be anything."""
     change(folder, "pilot", "target_kept: 110", "target_kept: 111")
     load_plan(folder / "runbook.yaml", environ={})
+
+
+def test_a_power_of_another_test_is_refused(folder: Path) -> None:
+    """The baseline's alpha is the evaluation's threshold; both are named, with the place."""
+    change(folder, "baseline", "alpha: 0.01", "alpha: 0.5")
+    error = refused(folder)
+    line = (folder / "baseline.yaml").read_text("utf-8").splitlines().index("  alpha: 0.5")
+    assert error.where.startswith(f"{folder / 'baseline.yaml'}:{line + 1}:")
+    assert "alpha of 'baseline' is 0.5, and the gate of 'evaluate' asks for mcnemar_p 0.01" in (
+        error.what
+    )
+    assert "--set baseline.alpha=0.01" in error.fix
+
+
+def test_the_evaluations_threshold_moves_with_the_alpha(folder: Path) -> None:
+    """One of the two alone is refused, whichever it is and wherever it is set."""
+    refused(folder, "baseline.alpha=0.05")
+    change(folder, "evaluation", "below: 0.01,", "below: 0.05,")
+    refused(folder)
+    plan = load_plan(folder / "runbook.yaml", ("baseline.alpha=0.05",), environ={})
+    assert plan.step("baseline").params["alpha"] == 0.05
+
+
+def test_an_alpha_that_is_not_written_is_the_default(folder: Path) -> None:
+    """It is 0.01, so an evaluation at 0.05 is refused, and the shipped one is not."""
+    change(folder, "baseline", "  alpha: 0.01\n", "")
+    load_plan(folder / "runbook.yaml", environ={})
+    change(folder, "evaluation", "below: 0.01,", "below: 0.05,")
+    assert "alpha of 'baseline' is 0.01" in refused(folder).what
+
+
+@pytest.mark.parametrize("where", ["extend", "adjustable"])
+def test_an_alpha_that_a_later_attempt_may_set_counts(folder: Path, where: str) -> None:
+    """A second look or a retry would judge the power of another test as well."""
+    if where == "extend":
+        change(folder, "baseline", "gate:\n", "gate:\n  extend: {alpha: 0.2}\n")
+    else:
+        old = "output: results/baseline}"
+        allowed = "adjustable: {alpha: {min: 0.01, max: 0.2}}}"
+        change(folder, "runbook", old, f"output: results/baseline, retries: 1, {allowed}")
+    assert "alpha of 'baseline' is 0.2" in refused(folder).what
+
+
+def test_power_that_no_gate_asks_for_is_not_held(folder: Path) -> None:
+    """Nothing is judged by it then."""
+    change(folder, "baseline", "    - {metric: power, kind: power, at_least: 0.8}\n", "")
+    change(folder, "baseline", "alpha: 0.01", "alpha: 0.5")
+    load_plan(folder / "runbook.yaml", environ={})

@@ -29,8 +29,14 @@ def test_no_few_shot_text_comes_near_the_held_out_set() -> None:
 
 
 def test_the_screen_names_why_an_instruction_is_dropped() -> None:
-    """Held-out first, then exact, then near; what is new is remembered."""
+    """Held-out first, in any spelling, then exact, then near; what is new is remembered."""
     screen = make_screen(0.8, ["What is ice?"], ["List three fruits."])
-    asked = ["List three fruits!", "what is ICE", "Name a red bird", "Name a red bird."]
+    asked = [
+        "List three fruits!",
+        "List 3 fruits.",
+        "what is ICE",
+        "Name a red bird",
+        "Name a red bird.",
+    ]
     fates = [screen.fate(text) for text in asked]
-    assert fates == ["near_held_out", "duplicate", "", "duplicate"]
+    assert fates == ["near_held_out", "near_held_out", "duplicate", "", "duplicate"]

@@ -77,6 +77,14 @@ def test_asking_again_writes_the_same(asked: ReviewRequest) -> None:
     assert written(asked) == before
 
 
+def test_the_fence_hangs_on_no_order_of_mappings(asked: ReviewRequest) -> None:
+    """Read back from the journal, the same question has its fields in another order."""
+    one = replace(asked, summary={"a": 1, "b": [{"x": 1, "y": 2.0}]}, flagged=({"p": 1, "q": 2},))
+    other = replace(asked, summary={"b": [{"y": 2.0, "x": 1}], "a": 1}, flagged=({"q": 2, "p": 1},))
+    assert fence_of(one) == fence_of(other)
+    assert fence_of(one) != fence_of(replace(one, summary={"a": 1, "b": [{"x": 2.0, "y": 1}]}))
+
+
 def test_the_fence_hangs_on_what_it_fences(asked: ReviewRequest) -> None:
     """A row cannot have been written to hold it: with the row it is another."""
     fence = fence_of(asked)

@@ -84,6 +84,44 @@ def test_rows_are_held_against_their_count(tmp_path: Path) -> None:
     assert "tells of 325, its rows of 160" in judged.reasons[0]
 
 
+@pytest.mark.parametrize(
+    ("rate", "told"),
+    [
+        (Metric("tuned_rate", 0.5, n=160, successes=80), ""),
+        (Metric("tuned_rate", 0.5, n=160), ""),
+        (Metric("base_rate", 0.0, n=160, successes=0), ""),
+        (
+            Metric("tuned_rate", 12 / 160, n=160, successes=12),
+            "tuned_rate tells of 12 of 160 right, the pairs of 80 of 160",
+        ),
+        (
+            Metric("tuned_rate", 0.25, n=320, successes=80),
+            "tuned_rate tells of 80 of 320 right, the pairs of 80 of 160",
+        ),
+        (
+            Metric("base_rate", 0.5, n=160, successes=80),
+            "base_rate tells of 80 of 160 right, the pairs of 0 of 160",
+        ),
+    ],
+)
+def test_pairs_are_held_against_the_rates_beside_them(
+    tmp_path: Path, rate: Metric, told: str
+) -> None:
+    """Rows that count other successes than the step did are not the rows behind its numbers."""
+    judged = judge_pairs(tmp_path, 160, rate)
+    assert judged.verdict is (Verdict.INVALID if told else Verdict.PASS)
+    assert told in "".join(judged.reasons)
+
+
+def test_rows_that_nobody_vouches_for_are_not_read(tmp_path: Path) -> None:
+    """Where the evidence was refused, all that is derived from it says why."""
+    refused = Metric("paired_outcomes", None, n=160, note="its rows are of elsewhere")
+    gate = Gate((Criterion("lift", "statistic", above=0),))
+    judged = judge_gate(gate, (refused,), tmp_path, final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert "its rows are of elsewhere" in judged.reasons[0]
+
+
 BYTES = (
     b"",
     b"\xff\xfe\n",

@@ -162,9 +162,9 @@ SPECS: Mapping[str, Any] = {
         },
         "gate": {
             "criteria": [
-                {"metric": "base_rate", "kind": "statistic", "below": 0.85, "min_n": 8},
+                {"metric": "base_rate", "kind": "rate", "below": 0.85, "min_n": 8},
                 {"metric": "held_out_items", "kind": "census", "at_least": 10},
-                {"metric": "references_failing", "kind": "census", "at_most": 0},
+                {"metric": "references_failing", "kind": "control", "at_most": 0},
             ]
         },
     },
@@ -434,6 +434,7 @@ DERIVED = {
         *("mcnemar_p", "exact_p", "lift", "lift_ci_width"),
         *("base_ci_width", "tuned_ci_width", "kinds_worse"),
         *("aa_p", "aa_flip_rate", "damaged_p", "damage_unseen", "confounded"),
+        *("scorer_sensitivity", "scorer_specificity"),
     },
 }
 """Metrics that a gate makes of a step's evidence."""

@@ -82,8 +82,13 @@ ASKED = "Name three primary colors."
         ASKED.replace("r", "r\u3164"),
         ASKED.replace("o", "o\ufe0f\u093c"),
         ASKED.replace("a", "á"),
+        ASKED.replace("m", "m\x00"),
+        ASKED.replace("primary", "\x1b[31mprim\x1b[0mary"),
     ],
-    ids=["zero width", "soft hyphen", "accents", "joiners", "filler", "other marks", "one letter"],
+    ids=[
+        *("zero width", "soft hyphen", "accents", "joiners", "filler", "other marks", "one letter"),
+        *("control character", "colour"),
+    ],
 )
 def test_what_cannot_be_seen_hides_nothing(written: str) -> None:
     """Every reading of a short leak sees through it, in an instruction and in a response."""
@@ -91,6 +96,58 @@ def test_what_cannot_be_seen_hides_nothing(written: str) -> None:
     expected = {"exact", "normalised", "near", "quoted"}
     assert readings(written) == expected
     assert readings("Write a quiz.", written) == expected
+
+
+@pytest.mark.parametrize(
+    ("held", "written"),
+    [
+        ("Name three primary colors.", "name 3 primary colors"),
+        ("Name 3 primary colors.", "Name three primary colors."),
+        ("Name three primary colors.", "Name three pri-mary colors."),
+        ("How can ants co-operate?", "How can ants cooperate?"),
+        ("How can ants cooperate?", "How can ants co\u2011operate?"),
+        ("List 2 e-mail programs.", "List two email programs."),
+    ],
+)
+def test_another_spelling_is_the_same_item(held: str, written: str) -> None:
+    """A hyphen within a word, or a number as a word, hides nothing from the readings of words."""
+    row = {"instruction": written, "response": "No."}
+    found = {hit["check"] for hit in find_overlaps([row], [Item("x", held)], 0.8)}
+    assert found == {"overlap_normalised", "overlap_near", "overlap_quoted"}
+
+
+FRENCH = "法国的首都是哪里"
+THAI = "เมืองหลวงของประเทศไทยคืออะไร"
+RAINBOW = "请写出彩虹的四种颜色并说明它们的顺序和波长以及为什么会出现在雨后的天空中"
+
+
+@pytest.mark.parametrize(
+    ("held", "written", "expected"),
+    [
+        (FRENCH, "请回答\uff1a法国的首都是哪里\uff1f谢谢", {"quoted"}),
+        (FRENCH, "请问法国的首都是哪里呢", {"quoted"}),
+        (FRENCH, "法国的 首都是哪里?", {"normalised", "near", "quoted"}),
+        (
+            "日本の首都はどこですか",
+            "次の問いに答えて日本の首都はどこですかお願いします",
+            {"quoted"},
+        ),
+        (THAI, f"ช่วยตอบ{THAI}หน่อยได้ไหมครับ", {"quoted"}),
+        (RAINBOW, RAINBOW.replace("们的", "们"), {"near"}),
+        (RAINBOW, f"一二三{RAINBOW[:26]}四五六", {"13gram"}),
+        (RAINBOW, f"一二三{RAINBOW[:25]}四五六", set()),
+        (RAINBOW, RAINBOW[2:10], {"quoted"}),
+        (RAINBOW, RAINBOW[2:9], set()),
+        (FRENCH, "德国的首都是哪里", set()),
+        (FRENCH, "法国的面积是多少", set()),
+        (THAI, "ประเทศไทยมีกี่จังหวัด", set()),
+    ],
+)
+def test_a_script_without_spaces_hides_nothing(held: str, written: str, expected: set[str]) -> None:
+    """Within a sentence, nearly the same, 26 characters in a row; and another question is none."""
+    row = {"instruction": written, "response": "No."}
+    found = find_overlaps([row], [Item("x", held)], 0.8)
+    assert {hit["check"].removeprefix("overlap_") for hit in found} == expected
 
 
 @pytest.mark.parametrize(
@@ -169,9 +226,12 @@ def test_the_shipped_few_shot_pairs_leak_nothing() -> None:
 def test_every_shipped_item_is_found_as_it_is_and_reworded() -> None:
     """Put among the training rows, each is seen by three readings, and with a word added by one."""
     items = load_items(SPECS / "held_out.jsonl")
+    rows = [{"instruction": item.instruction, "response": item.reference} for item in items]
+    found: dict[str, set[str]] = {item.id: set() for item in items}
+    for hit in find_overlaps(rows, items, 0.8):
+        if hit["held_out_id"] == items[hit["row"]].id:
+            found[hit["held_out_id"]].add(hit["check"])
     for item in items:
-        row = {"instruction": item.instruction, "response": item.reference}
-        found = {hit["check"] for hit in find_overlaps([row], items, 0.8)}
-        assert found >= {"overlap_exact", "overlap_normalised", "overlap_near"}, item.id
+        assert found[item.id] >= {"overlap_exact", "overlap_normalised", "overlap_near"}, item.id
         asked = f"Please {item.instruction[0].lower()}{item.instruction[1:]}"
         assert leaks({"instruction": asked, "response": ""}, item.instruction, 0.8), item.id

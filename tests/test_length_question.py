@@ -56,6 +56,15 @@ def test_asked_where_pairs_of_like_length_show_less_than_half(
     assert bool(length_question([*alike, *other], 0.5)) == asks
 
 
+@pytest.mark.parametrize(("count", "asks"), [(1, True), (29, True), (30, False)])
+def test_few_pairs_of_like_length_do_not_answer_it(count: int, *, asks: bool) -> None:
+    """However well they do: one gained pair has a matched lift of 1."""
+    far = pairs(130, 80, 130, 900, 20)
+    asked = length_question([*far, *pairs(count, 0, count, 50, 40)], 0.5)
+    assert bool(asked) == asks
+    assert ("fewer than 30 show nothing" in asked) == asks
+
+
 @pytest.mark.parametrize("rows", [[], pairs(50, 20, 20, 50, 50), pairs(50, 20, 10, 400, 40)])
 def test_without_a_gain_there_is_nothing_to_ask(rows: Sequence[Row]) -> None:
     """A loss is the gate's business."""

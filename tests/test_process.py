@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import psutil
 import pytest
 
 from runbook.codec import encode
-from runbook.contract import Committed, Json
+from runbook.contract import Artifact, Committed, Json
 from runbook.errors import PhaseError
 from runbook.process import (
     Failed,
@@ -75,15 +76,26 @@ def shows_rows(request):
     (request.output / "rows.jsonl").write_text("{}")
     (request.output / "held.jsonl").write_text("{}")
     (request.output / "out.jsonl").symlink_to("rows.jsonl")
+    earlier = request.workspace / "artifacts" / "earlier"
+    earlier.mkdir()
+    (earlier / "rows.jsonl").write_text("{}")
+    (earlier / "mine.jsonl").write_text("{}")
     (request.workspace / "artifacts" / "other.jsonl").write_text("{}")
+    base = request.workspace / "artifacts" / "base"
+    (base / "folder").mkdir(parents=True)
+    (base / "folder" / "rows.jsonl").write_text("{}")
+    (base / "loose.jsonl").write_text("{}")
     (request.output / "more").mkdir()
     (request.output / "more" / "rows.jsonl").write_text("{}")
     (request.output / "away").symlink_to("/etc")
     named = "s/rows.jsonl s/rows.jsonl s/held.jsonl s/out.jsonl other.jsonl s/../other.jsonl "
-    named += "s/none s/more/rows.jsonl s/away/hostname s/" + 300 * "x"
+    named += "s/none s/more/rows.jsonl s/away/hostname s/more earlier/rows.jsonl "
+    named += "earlier/mine.jsonl none base/folder/rows.jsonl base/loose.jsonl "
+    named += "base/folder/../loose.jsonl ../../../etc/hostname s/" + 300 * "x"
     metrics = [Metric(str(i), 1.0, evidence=f"artifacts/{n}") for i, n in enumerate(named.split())]
     held = describe("held", request.output / "held.jsonl", request.workspace)
-    return PhaseResult((*metrics, Metric("without", 1.0)), (held,))
+    mine = describe("mine", earlier / "mine.jsonl", request.workspace)
+    return PhaseResult((*metrics, Metric("without", 1.0)), (held, mine))
 
 def commits_a_long_key(request):
     request.channel.commit(Committed("k" * 300_000, "x", "0" * 64, 1))
@@ -243,16 +255,59 @@ def test_a_reading_that_is_no_number_comes_back_as_none(
     assert outcome.result.metrics[0].value is None
 
 
+def shows_rows(workspace: Workspace) -> Job:
+    made = Artifact("folder", "artifacts/base/folder", "0" * 64, 2)
+    return replace(user(workspace, "shows_rows"), inputs={"base": {"folder": made}})
+
+
 def test_the_rows_behind_a_number_are_on_record(workspace: Workspace, worker: Worker) -> None:
     """What a metric names in the step's own folder is hashed with its artifacts, once."""
-    outcome = run(worker, user(workspace, "shows_rows"))
+    outcome = run(worker, shows_rows(workspace))
 
     assert isinstance(outcome, Finished)
     assert [(a.name, a.path) for a in outcome.result.artifacts] == [
         ("held", "artifacts/s/held.jsonl"),
+        ("mine", "artifacts/earlier/mine.jsonl"),
         ("rows.jsonl", "artifacts/s/rows.jsonl"),
         ("more/rows.jsonl", "artifacts/s/more/rows.jsonl"),
     ]
+
+
+def test_a_number_on_rows_of_elsewhere_has_no_value(workspace: Workspace, worker: Worker) -> None:
+    """Evidence is of the step's own folder, or of an artifact of its inputs; no link hides it."""
+    outcome = run(worker, shows_rows(workspace))
+
+    assert isinstance(outcome, Finished)
+    metrics = outcome.result.metrics
+    assert [m.evidence for m in metrics if m.value is not None] == [
+        *["artifacts/s/rows.jsonl"] * 2,
+        "artifacts/s/held.jsonl",
+        "artifacts/s/rows.jsonl",
+        # The executor says that it is missing.
+        "artifacts/s/none",
+        "artifacts/s/more/rows.jsonl",
+        "artifacts/base/folder/rows.jsonl",
+        "",
+    ]
+    refused = [m for m in metrics if m.value is None]
+    assert {m.evidence for m in refused} == {""}
+    assert [m.note.split("'")[1].removeprefix("artifacts/")[:60] for m in refused] == [
+        "other.jsonl",
+        "s/../other.jsonl",
+        "s/away/hostname",
+        "s/more",
+        "earlier/rows.jsonl",
+        "earlier/mine.jsonl",
+        "none",
+        "base/loose.jsonl",
+        "base/folder/../loose.jsonl",
+        "../../../etc/hostname",
+        "s/" + 58 * "x",
+    ]
+    assert refused[4].note == (
+        "it read 1.0, but 'artifacts/earlier/rows.jsonl', its evidence, is neither a file of the "
+        "step's own output folder nor of an artifact of its inputs"
+    )
 
 
 def soon(worker: Worker, act: Callable[[], Outcome]) -> Outcome:

@@ -100,7 +100,7 @@ def test_a_longer_request_is_never_cheaper(declared: dict[str, Any], parts: list
     """Whatever fits the context is reserved between the least and the most."""
     served = Served.of(declared)
     sizes = [int(part * 3 * served.prompt_tokens) for part in parts]
-    known = [served.least_usd, *map(served.worst_usd, sizes), served.most_usd]
+    known = [served.least_usd, *map(served.worst_usd, sizes), served.most_usd([served])]
     costs = [usd for usd in known if usd is not None]
     assert len(costs) == 4
     assert costs == sorted(costs)
@@ -127,8 +127,9 @@ def test_no_prompt_costs_more_than_a_full_context(tmp_path: Path, context: int) 
         for messages in ((("user", question),), repair):
             usd = model.worst_usd(request_size(messages, schema))
             assert usd is not None
-            assert model.most_usd is not None
-            assert usd <= model.most_usd
+            most = model.most_usd([served, other])
+            assert most is not None
+            assert usd <= most
     assert len(question) > 0.7 * room
 
 
@@ -196,13 +197,15 @@ def test_the_lowest_limit_is_named() -> None:
     """A model's own limit among them; a program costs what the runbook says of a request."""
     least, most = 0.009, 0.126
     capped = {**DECLARED, "max_usd": 0.1}
-    assert shortfall(DECLARED, {}, 0.0) is None
-    assert shortfall(DECLARED, {"budget.usd": most}, 0.0) is None
-    short = shortfall(capped, {"budget.usd": 0.12, "budget.review_usd": 0.11}, 0.0)
+    assert shortfall(DECLARED, [DECLARED], {}, 0.0) is None
+    assert shortfall(DECLARED, [DECLARED], {"budget.usd": most}, 0.0) is None
+    short = shortfall(capped, [capped], {"budget.usd": 0.12, "budget.review_usd": 0.11}, 0.0)
     assert short == Shortfall("max_usd", 0.1, least, most)
     program = {"provider": "command", "command": ["x"]}
-    assert shortfall(program, {"budget.usd": 0.1}, 0.1) is None
-    assert shortfall(program, {"budget.usd": 0.1}, 0.2) == Shortfall("budget.usd", 0.1, 0.2, 0.2)
+    assert shortfall(program, [program], {"budget.usd": 0.1}, 0.1) is None
+    assert shortfall(program, [program], {"budget.usd": 0.1}, 0.2) == Shortfall(
+        "budget.usd", 0.1, 0.2, 0.2
+    )
 
 
 def test_what_a_runbook_names_is_shown_escaped() -> None:
@@ -215,7 +218,7 @@ def test_what_a_runbook_names_is_shown_escaped() -> None:
     ):
         for environ in ({}, KEYED):
             plan = make_plan(reviewer=declared, budget={"review_usd": 0.0})
-            row = check_reviewer(plan, Workspace.at(PLACE), environ)
+            row = check_reviewer(plan, Workspace(PLACE / forged), environ)
             assert row.found.isprintable()
             assert all(line.isprintable() for line in row.fix.split("\n"))
             assert not any(line.startswith("  ok") for line in row.fix.split("\n"))

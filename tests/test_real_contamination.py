@@ -140,7 +140,12 @@ def test_an_instruct_model_in_place_of_the_base_trips_the_sentinel(
     """SmolLM2-Instruct is refused by its weights, its template on or taken away: exit 5."""
     source = without_template(smollm2, tmp_path) if stripped else smollm2
     ended = bootstrap(
-        tmp_path, capfd, source={"path": str(source)}, chat_template=declared, prefix=prefix
+        tmp_path,
+        capfd,
+        source={"path": str(source)},
+        family="smollm2",
+        chat_template=declared,
+        prefix=prefix,
     )
     assert ended.code == 5, ended.err
     assert "end_of_turn_logp" in ended.err
@@ -171,7 +176,9 @@ def test_an_instruct_model_with_renamed_tokens_trips_a_sentinel(
 ) -> None:
     """With Gemma's markers by its weights, and with names nobody knows by the roles it writes."""
     source = renamed(smollm2, tmp_path, names)
-    ended = bootstrap(tmp_path, capfd, source={"path": str(source)}, prefix="none")
+    ended = bootstrap(
+        tmp_path, capfd, source={"path": str(source)}, family="smollm2", prefix="none"
+    )
 
     assert ended.code == 5, ended.err
     assert "assistant_like" in failing(tmp_path)
@@ -185,7 +192,7 @@ def test_another_models_tokenizer_is_refused(
     copy = without_template(smollm2, tmp_path)
     for file in gemma.glob("tokenizer*"):
         shutil.copy(file, copy)
-    ended = bootstrap(tmp_path, capfd, source={"path": str(copy)})
+    ended = bootstrap(tmp_path, capfd, source={"path": str(copy)}, family="smollm2")
 
     assert ended.code == 5, ended.err
     assert "the tokenizer is not that of these weights" in ended.err

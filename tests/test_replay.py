@@ -30,6 +30,7 @@ from runbook.journal import Entry, facts, read_entries
 from runbook.replay import Replayed, Rules, compare, replay
 from runbook.takeover import open_journal
 from runbook.testing import simple_gates
+from runbook.verify import verify
 from runbook.workspace import Workspace
 
 Capture = pytest.CaptureFixture[str]
@@ -542,6 +543,60 @@ def test_a_run_at_work_is_no_damage(
     assert told in row["why_not_replayed"]
 
 
+@pytest.mark.parametrize("written_anew", [False, True])
+def test_rows_of_an_earlier_step_are_held_against_its_hash(
+    tmp_path: Path, capfd: Capture, written_anew: bool
+) -> None:
+    """An edit is damage, told by verify too; what that step wrote itself later is none."""
+    root = tmp_path / "ws"
+    file = root / "eval" / "pairs.jsonl"
+    record(
+        root,
+        begun({"base": "mine:run", "evaluate": "mine:run"}, SIGNIFICANT),
+        ev.StepStarted("base", 1, 1, {}, "eval", ""),
+        finished("base", 1, (), pairs(file, 30)),
+        ev.StepStarted("evaluate", 1, 1, {}, "other", ""),
+        finished("evaluate", 1, PAIRED),
+        judged_by(SIGNIFICANT, "pass", "evaluate"),
+        *((finished("base", 2, (), pairs(file, 1)),) if written_anew else ()),
+    )
+    if not written_anew:
+        assert replayed(capfd, root).code == 0
+        flip_byte(file)
+
+    called = replayed(capfd, root)
+
+    row = row_of(called, "evaluate")
+    assert (called.code, row["would_be"], row["damaged"]) == (3, None, not written_anew)
+    told = "was written over by look 1 of attempt 2" if written_anew else "was changed"
+    assert told in row["why_not_replayed"]
+    where = [finding.where for finding in verify(Workspace.at(root)).findings]
+    assert where.count("eval/pairs.jsonl") == (not written_anew)
+
+
+def test_rows_without_a_hash_are_never_read(tmp_path: Path, capfd: Capture) -> None:
+    """The verdict on record stays, by its readings; verify names the file."""
+    root = tmp_path / "ws"
+    pairs(root / "eval" / "pairs.jsonl", 1)
+    judged = judged_by(SIGNIFICANT, "pass", "evaluate")
+    read = {**judged.criteria[0], "value": 0.001, "n": 40}
+    record(
+        root,
+        begun({"evaluate": "mine:run"}, SIGNIFICANT),
+        ev.StepStarted("evaluate", 1, 1, {}, "eval", ""),
+        finished("evaluate", 1, PAIRED),
+        replace(judged, criteria=(read,)),
+    )
+
+    called = replayed(capfd, root)
+
+    row = row_of(called, "evaluate")
+    assert (called.code, row["would_be"]) == (0, "pass")
+    assert row["notes"] == ["by the readings on record: eval/pairs.jsonl has no hash on record"]
+    told = "eval/pairs.jsonl: evidence of evaluate with no hash on record"
+    assert told in verify(Workspace.at(root)).notes
+
+
 def scored_session(
     root: Path, base: Callable[[str], str], gate: Gate = SIGNIFICANT, *more: Metric
 ) -> None:
@@ -588,8 +643,8 @@ def test_an_evaluation_is_scored_again(
 
 SCORER = Gate(
     (
-        Criterion("base_rate", "statistic", below=1.01),
-        Criterion("references_failing", "census", at_most=0),
+        Criterion("base_rate", "rate", below=1.01),
+        Criterion("references_failing", "control", at_most=0),
         Criterion("shuffled_references_passing", "control", below=0.05),
         Criterion("empty_passing", "control", at_most=0),
         Criterion("scorer_sensitivity", "instrument", at_least=0.85),
@@ -613,9 +668,9 @@ def checked_session(root: Path) -> None:
     n, scored = len(items), len(files["scored"])
     metrics = (
         Metric("base_rate", 1.0, n, n, evidence="base/outcomes.jsonl"),
-        Metric("references_failing", 0.0, n),
+        Metric("references_failing", 0.0, n, evidence="base/outcomes.jsonl"),
         scorer_controls.shuffled_metric(items, files["shuffled"], "base/shuffled.jsonl"),
-        Metric("empty_passing", 0.0, n),
+        Metric("empty_passing", 0.0, n, evidence="base/outcomes.jsonl"),
         Metric("scored_responses", float(scored), scored, evidence="base/scored.jsonl"),
     )
     record(

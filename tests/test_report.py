@@ -514,7 +514,13 @@ def test_silence_is_told_and_a_restart_only_where_it_may_help(
 def test_a_lost_child_is_counted_with_its_cause() -> None:
     """Report, status and view tell each loss of a child; what was asked for is none."""
     hung = "hung: no heartbeat for 5 s, so it was killed"
-    asked = ("SIGTERM", "a person asked for it: lunch", "paused after a committed batch")
+    asked = (
+        "SIGTERM",
+        "SIGINT",
+        "SIGHUP",
+        "a person asked for it: lunch",
+        "paused after a committed batch",
+    )
     causes = (hung, *asked, hung, "SIGKILL: killed from outside")
     facts = [fact for why in causes for fact in (ran("a")[0], ev.StepInterrupted("a", 1, why))]
     once = build_view(entries_of(started(make_step("a")), *facts[:2]))

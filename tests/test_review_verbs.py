@@ -13,8 +13,8 @@ import pytest
 from cli_session import REVIEWED, Called, call, write_runbook
 from test_diagnose import snapshot
 
+from runbook import artifacts, journal, review
 from runbook import events as ev
-from runbook import journal, review
 from runbook.errors import ConfigError, NeedsPersonError
 from runbook.journal import facts, read_entries
 from runbook.plan import Plan
@@ -146,13 +146,17 @@ def test_the_pages_tell_of_a_persons_stop_at_once(waiting: Session) -> None:
     assert waiting.stop("enough").code == 0
 
     report = waiting.place.report.read_text("utf-8")
-    assert report.startswith("# small: stopped: a person asked for it (exit 3)\n")
-    assert "a person asked for it: enough" in report
-    assert f"runbook resume --workspace {waiting.place.root}" in report
+    told = (
+        "It had stopped already when a person asked for it: enough. Only a person goes on with it."
+    )
+    assert told in report
+    # Why it waits, and how that is answered, stay what is read first.
+    assert report.startswith("# small: stopped: a review waits for a person's decision (exit 3)\n")
+    assert "runbook review decide a-2 --action" in report
     assert manifest.read_bytes() == before
     assert waiting.doubts() == ((), ())
     assert waiting.call("resume").code == 3
-    assert "a person asked" not in waiting.place.report.read_text("utf-8").split("\n")[0]
+    assert "a person asked" not in waiting.place.report.read_text("utf-8")
     assert waiting.doubts() == ((), ())
 
 
@@ -184,6 +188,48 @@ def test_after_a_writer_that_was_killed_the_pages_are_not_vouched_for(waiting: S
     found = verify(waiting.place)
     assert found.findings == ()
     assert "report.md and the session manifest are written anew by a resume" in found.notes
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_of_pages_half_renewed_none_is_taken_for_damage(
+    waiting: Session, monkeypatch: pytest.MonkeyPatch, failing: int
+) -> None:
+    """One that could not be written is told of, and those that were are held by what they are."""
+    write = artifacts.write_bytes
+    pages = [waiting.place.report, next(waiting.place.reviews.glob("*/report.md"))]
+    lost, written = pages[failing], pages[1 - failing]
+
+    def half(path: Path, data: bytes) -> str:
+        if path == lost:
+            raise NeedsPersonError("no space left", where=str(path))
+        return write(path, data)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(artifacts, "write_bytes", half)
+        decided = waiting.decide("retry")
+        stopped = waiting.stop("enough")
+
+    for called in (decided, stopped):
+        assert called.code == 0
+        assert "pages are not all renewed: no space left" in called.err
+    assert waiting.doubts() == ((), ())
+    written.write_bytes(written.read_bytes() + b" ")
+    assert [waiting.place.root / f.where for f in waiting.doubts()[0]] == [written]
+
+
+def test_a_stop_stands_whatever_its_page_runs_into(
+    waiting: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault of the report's own code is told, and the stop is on record."""
+
+    def broken(*_: object) -> str:
+        raise ValueError("a fault")
+
+    monkeypatch.setattr("runbook.projection.render_report", broken)
+    stopped = waiting.stop("enough")
+    assert stopped.code == 0
+    assert "pages are not all renewed: ValueError('a fault')" in stopped.err
+    assert "the stop is on record" in stopped.err
 
 
 def test_a_disk_too_full_for_the_pages_takes_nothing_from_a_decision_or_a_stop(

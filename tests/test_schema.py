@@ -386,6 +386,11 @@ RUNBOOK_ERRORS = [
     ("runbook: 1", "runbook: @2", "2 is above 1", "use 1 or less"),
     ("runbook: 1", "runbook: @true", "true is not a whole number", "write a whole number"),
     ("name: small", "name: @5", "5 is not text", 'quote it: "5"'),
+    ("name: small", "name: @''", "the text is empty", "at least one character"),
+    *(
+        ("seed: 7", f"seed: 7\npod: {{rental_ends: @'{text}'}}", "with an offset", "T08:00:00Z")
+        for text in ("yesterday", "2026-12-01T08:00:00", "2026-13-01T08:00:00Z")
+    ),
     ("prefix: bos", "prefix: @boss", "'boss' is not one of: bos, none", "did you mean 'bos'?"),
     ("source: {path", "source: @{pypi: x, path", "the model has 2 sources", "exactly one of"),
     ('{path: "${MODELS}/tiny"}', "@{}", "the model has 0 sources", "exactly one of"),
@@ -506,6 +511,14 @@ SPEC_ERRORS = [
     ("{raw_rows: 400}", "@{}", "is empty", "at least one"),
     ("metric: kept, ", "@metrc: kept, ", "unknown key 'metrc'", "did you mean 'metric'?"),
 ]
+
+
+@pytest.mark.parametrize("text", ["2026-12-01T08:00:00Z", "2026-12-01 08:00+02:00", "${UNSET}"])
+def test_a_rental_may_end_at_any_time_with_an_offset(folder: Path, text: str) -> None:
+    """One that stands in the environment is not looked up where a runbook is read."""
+    edit(folder / "runbook.yaml", "seed: 7", f'seed: 7\npod: {{rental_ends: "{text}"}}')
+
+    assert load(folder).pod["rental_ends"] == text
 
 
 class TestErrors:

@@ -179,3 +179,26 @@ def test_an_empty_workspace_is_no_folder(
     assert "--workspace is empty\n  fix: write . for this folder\n" in flag.err
     assert "RUNBOOK_WORKSPACE is empty" in twin.err
     assert f"{tmp_path / 'somewhere'}: no session yet" in given.err
+
+
+def test_a_workspace_below_an_unknown_home_is_told_so(capfd: Capture) -> None:
+    """A folder whose name begins with a tilde is somebody's home, and nobody may have that name."""
+    told = call(capfd, "status", "--workspace", "~nobody-of-this-name/ws")
+
+    assert told.code == 2
+    assert "no home folder of '~nobody-of-this-name' is known\n" in told.err
+    assert "fix: write the whole path, or ./~nobody-of-this-name/ws " in told.err
+
+
+def test_no_log_yet_says_what_to_do(capfd: Capture, tmp_path: Path) -> None:
+    """A session is begun where there is none, and its status asked where it has no log yet."""
+    empty = call(capfd, "logs", "--workspace", tmp_path / "none")
+    spec, place = write_runbook(tmp_path, {"metrics": {"score": 0.9}}), tmp_path / "ws"
+    assert call(capfd, "run", spec, "--workspace", place).code == 0
+    for log in (place / "logs").glob("*.log"):
+        log.unlink()
+    begun = call(capfd, "logs", "--workspace", place)
+
+    assert (empty.code, begun.code) == (2, 2)
+    assert "there is no log yet\n  fix: name the folder of a session with --workspace" in empty.err
+    assert "there is no log yet\n  fix: a step's log begins with the step" in begun.err

@@ -6,7 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runbook.text import NearDuplicates, fold, normalise, similarity, words
+from runbook.text import (
+    NearDuplicates,
+    bag,
+    fold,
+    normalise,
+    quarters,
+    similarity,
+    spellings,
+    tokens,
+    words,
+)
 
 WORDS = st.lists(st.sampled_from(list("abcdefghij")), min_size=1, max_size=12)
 
@@ -41,11 +51,78 @@ def test_letters_of_another_script_stay_other_letters() -> None:
     assert words("nаme") != words("name")  # noqa: RUF001 - the second letter is Cyrillic
 
 
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("rain\x00bow", "rainbow"),
+        ("rain\x08bow\x7f", "rainbow"),
+        ("rain\x9fbów", "rainbow"),
+        ("\x1b[1;31mrain\x1b[0mbow", "rainbow"),
+        ("a\tb\nc\r\x0bd\x1ce\x85f", "a\tb\nc\r\x0bd\x1ce\x85f"),
+        ("[31m is plain", "[31m is plain"),
+    ],
+)
+def test_control_characters_go_and_white_space_stays(written: str, expected: str) -> None:
+    """In plain ASCII and beside other letters, a terminal's colours included."""
+    assert fold(written) == expected
+
+
+@pytest.mark.parametrize(
+    ("written", "expected", "pieces"),
+    [
+        ("Two e-mails", ["two", "e", "mails"], {"two", "e", "mails"}),
+        ("法国的GPT4吗", ["法", "国", "的", "gpt4", "吗"], {"法国", "国的", "gpt4", "吗"}),
+        ("どこ ですか", ["ど", "こ", "で", "す", "か"], {"どこ", "です", "すか"}),
+        ("ไทย", ["ไ", "ท", "ย"], {"ไท", "ทย"}),
+        ("한국어 문장", ["한국어", "문장"], {"한국어", "문장"}),
+        ("", [], set()),
+    ],
+)
+def test_a_script_without_spaces_is_read_by_its_characters(
+    written: str, expected: list[str], pieces: set[str]
+) -> None:
+    """One by one where their order counts, in pairs where it does not."""
+    assert tokens(written) == expected
+    assert bag(written) == pieces
+
+
+def test_a_character_is_a_part_of_a_word() -> None:
+    """Half a word in Han and kana, a quarter in Thai; a word of any other script is one."""
+    assert [quarters(token) for token in ("a", "word", "é", "법", "国", "ど", "ท")] == [
+        *(4, 4, 4, 4, 2, 2, 1)
+    ]
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127, exclude_categories=["Cc"])))
+def test_plain_english_is_read_as_its_words(text: str) -> None:
+    """In ASCII without control characters neither of the finer readings says more."""
+    assert fold(text) == text
+    assert tokens(text) == words(text)
+    assert bag(text) == frozenset(words(text))
+    assert spellings(text)[0] == text
+
+
+@pytest.mark.parametrize(
+    ("written", "others"),
+    [
+        ("A plain text, 3-4 lines - no more.", []),
+        ("Co\u2011operate by e-mail", ["Cooperate by email"]),
+        ("Name Four of twenty", ["Name 4 of 20"]),
+        ("Someone tenfold", []),
+        ("One re-run", ["One rerun", "1 re-run", "1 rerun"]),
+    ],
+)
+def test_hyphens_and_small_numbers_have_another_spelling(written: str, others: list[str]) -> None:
+    """A hyphen between letters goes; a whole word that is a number becomes digits."""
+    assert spellings(written)[1:] == others
+
+
 @given(st.text())
 def test_folding_once_is_enough(text: str) -> None:
     """Words of the words, and the folded of the folded, are the same."""
     assert words(normalise(text)) == words(text)
     assert normalise(fold(text)) == normalise(text)
+    assert fold(fold(text)) == fold(text)
 
 
 @given(st.lists(WORDS, max_size=15), WORDS, st.sampled_from([0.3, 0.5, 0.8, 1.0]))

@@ -1,21 +1,30 @@
 """Metrics against criteria: what passes, and all that does not."""
 
 import math
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, get_args
 
 import pytest
 
+from gates import thresholds
+from gates.judge import judge_gate
 from gates.thresholds import judge
-from runbook.contract import Criterion, Instrument, Metric, Verdict
+from runbook import contract
+from runbook.codec import decode
+from runbook.contract import Criterion, Gate, Instrument, Verdict
+from runbook.schema_models import CriterionModel
 
+Metric = partial(contract.Metric, evidence="rows.jsonl")
+HUGE = 10**400
 RATE = Criterion("r", "rate", below=0.05, min_n=60)
 
 
-def _rate(successes: int, n: int) -> Metric:
+def _rate(successes: int, n: int) -> contract.Metric:
     return Metric("r", successes / n if n else None, n, successes)
 
 
-def _verdict(criterion: Criterion, *metrics: Metric, final: bool = False) -> Verdict:
+def _verdict(criterion: Criterion, *metrics: contract.Metric, final: bool = False) -> Verdict:
     return judge([criterion], metrics, final=final).verdict
 
 
@@ -63,7 +72,7 @@ def test_too_small_a_sample_is_underpowered_even_at_the_end() -> None:
         Metric("r", 0.0, 100, 0, instrument=Instrument.UNCALIBRATED),
     ],
 )
-def test_what_cannot_be_believed_is_invalid(metric: Metric) -> None:
+def test_what_cannot_be_believed_is_invalid(metric: contract.Metric) -> None:
     """Missing, empty, not finite, inconsistent or badly instrumented never passes."""
     assert _verdict(RATE, metric) is Verdict.INVALID
 
@@ -137,7 +146,7 @@ def test_a_control_that_is_a_rate_is_held_to_its_bound(
         Metric("other", 0.0),
     ],
 )
-def test_a_control_that_was_not_read_is_invalid(metric: Metric) -> None:
+def test_a_control_that_was_not_read_is_invalid(metric: contract.Metric) -> None:
     """Missing, empty, not finite, inconsistent."""
     assert _verdict(CONTROL, metric) is Verdict.INVALID
 
@@ -205,7 +214,11 @@ def test_counts_that_cannot_be_are_invalid_whatever_the_kind(kind: str) -> None:
     """A negative n, a numerator outside it, a value that is not their quotient."""
     criterion = Criterion("r", kind, at_least=0.5)
     sound = Metric("r", 1.0, n=80, successes=80, bound=0.9)
-    assert _verdict(criterion, sound, final=True) is Verdict.PASS
+    needs_its_bound = kind in {"census", "statistic"}
+    if needs_its_bound:
+        assert _verdict(criterion, replace(sound, successes=None)) is Verdict.PASS
+    found = _verdict(criterion, sound, final=True)
+    assert found is (Verdict.INVALID if needs_its_bound else Verdict.PASS)
     broken: tuple[dict[str, Any], ...] = (
         {"n": -80},
         {"n": 80, "successes": 81},
@@ -241,3 +254,99 @@ def test_what_doubts_a_pass_leaves_a_fail() -> None:
         metrics = (Metric("d", reading), rate)
         judged = judge([doubt, RATE], metrics, final=True, doubts_a_pass=("d",))
         assert judged.verdict is verdict
+
+
+@pytest.mark.parametrize("kind", thresholds.KINDS)
+def test_a_number_without_rows_behind_it_is_invalid(kind: str) -> None:
+    """Whatever the kind, unless a session is replayed of which no rows are left."""
+    criterion = Criterion("r", kind, at_least=0.5)
+    counted = kind in {"rate", "instrument"}
+    sound = Metric("r", 1.0, n=80, successes=80 if counted else None)
+    bare = replace(sound, evidence="")
+    assert _verdict(criterion, sound) is Verdict.PASS
+    judged = judge([criterion], [bare], final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert judged.reasons == ("r: no file tells the rows behind the number",)
+    assert judge_gate(Gate((criterion,)), [bare], None, final=True).verdict is Verdict.PASS
+
+
+def test_a_sentinel_trips_without_rows() -> None:
+    """What is missing never makes a warning quieter."""
+    loud = Metric("s", 1.0, 1, evidence="")
+    assert judge([Criterion("s", "sentinel", at_most=0)], [loud], final=True).sentinel_tripped
+
+
+@pytest.mark.parametrize(
+    "criterion",
+    [
+        Criterion("r", "statistic"),
+        Criterion("r", "sentinel"),
+        Criterion("r", "statistic", below=math.inf),
+        Criterion("r", "statistic", above=-math.inf),
+        Criterion("r", "statistic", below=math.nan),
+        Criterion("r", "sentinel", below=math.nan),
+        Criterion("r", "statistic", at_most=HUGE),
+        Criterion("r", "statistic", above=0, below=math.inf),
+        Criterion("r", "statistic", at_most=True),
+        Criterion("r", "ratio", below=1),
+        Criterion("r", "", below=1),
+        Criterion("r", "statistic", below=1, min_n=0),
+        Criterion("r", "rate", below=1, at_max_n="never"),
+    ],
+)
+def test_a_criterion_that_cannot_be_judged_is_invalid(criterion: Criterion) -> None:
+    """No threshold, one that is no finite number, or a kind that is not known."""
+    metric = Metric("r", 0.0, n=100, successes=0 if criterion.kind == "rate" else None)
+    judged = judge([criterion], [metric], final=True)
+    assert judged.verdict is Verdict.INVALID
+    assert not judged.sentinel_tripped
+    assert judge([criterion], [], final=True).verdict is Verdict.INVALID
+
+
+def test_the_kinds_are_those_that_a_spec_may_declare() -> None:
+    """Neither list can grow without the other."""
+    assert get_args(CriterionModel.model_fields["kind"].annotation) == thresholds.KINDS
+
+
+def test_a_census_that_is_not_whole_is_invalid() -> None:
+    """Half a row was not counted."""
+    assert _verdict(Criterion("c", "census", at_least=100), Metric("c", 120.5)) is Verdict.INVALID
+    assert _verdict(Criterion("c", "census", at_least=100), Metric("c", 120.0)) is Verdict.PASS
+
+
+@pytest.mark.parametrize("kind", thresholds.KINDS)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"value": HUGE},
+        {"value": -HUGE},
+        {"value": "1"},
+        {"n": HUGE},
+        {"n": HUGE, "successes": HUGE},
+        {"n": 80.0},
+        {"n": True},
+        {"successes": 80.0},
+    ],
+)
+def test_numbers_beyond_all_counting_are_invalid(kind: str, fields: dict[str, Any]) -> None:
+    """A number that no float holds, or none at all, raises nothing."""
+    metric = Metric(**{"name": "r", "value": 1.0, "n": 80, **fields})
+    assert _verdict(Criterion("r", kind, at_least=0.5), metric) is Verdict.INVALID
+
+
+def test_a_reading_beyond_all_floats_comes_from_a_step_as_not_measured() -> None:
+    """The executor reads it, and the gate finds it invalid."""
+    for value in (HUGE, -HUGE):
+        read = decode(contract.Metric, {"name": "r", "value": value, "evidence": "rows.jsonl"})
+        assert read.value == math.copysign(math.inf, value)
+        assert _verdict(Criterion("r", "statistic", at_least=0.5), read) is Verdict.INVALID
+
+
+@pytest.mark.parametrize("kind", ["statistic", "census"])
+def test_a_rate_is_not_judged_by_its_point_alone(kind: str) -> None:
+    """139 of 160 lies below 0.87, and its bound does not: only a rate asks for that."""
+    metric = Metric("r", 139 / 160, 160, 139)
+    judged = judge([Criterion("r", kind, below=0.87)], [metric], final=True)
+    assert judged.verdict is Verdict.INVALID
+    strict = Criterion("r", "rate", below=0.87, at_max_n="bound")
+    assert _verdict(strict, metric, final=True) is Verdict.FAIL

@@ -135,6 +135,36 @@ def test_a_terminal_that_closes_pauses_the_session(scene: Scene) -> None:
     assert (stop.reason, stop.detail) == ("paused", "SIGHUP; the same command goes on")
 
 
+def test_launch_may_be_told_to_answer_a_program(scene: Scene) -> None:
+    """With --json its answer is the same one, and an error is told on stdout too."""
+    scene.write({**SLOW, "batches": 1, "sleep": 0})
+
+    told = scene.call("launch", scene.spec, "--json")
+    until(scene.has_ended)
+    wrong = scene.call("launch", scene.folder / "none.yaml", "--json")
+
+    assert (told.code, told.lines[0]["run_id"]) == (0, scene.facts(ev.SessionStarted)[0].run_id)
+    assert (wrong.code, wrong.lines[0]["exit_code"]) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what", "fix"),
+    [
+        (["--takeover", "--spec"], "it needs a word before --spec", "--takeover=yes"),
+        (["--takeover=maybe"], "'maybe' is no kind of takeover", "no, yes, if-owner-gone"),
+    ],
+)
+def test_a_takeover_is_asked_for_by_its_word(
+    scene: Scene, arguments: list[str], what: str, fix: str
+) -> None:
+    """An option is never taken for one, and a wrong word is told before anything is looked at."""
+    told = scene.call("resume", *arguments)
+
+    assert told.code == 2
+    assert f"--takeover: {what}\n  fix: " in told.err
+    assert fix in told.err
+
+
 def test_launch_of_a_held_workspace_is_refused(scene: Scene) -> None:
     """The second launch ends with the executor's own exit code, 7, and its words."""
     scene.write(SLOW)
@@ -447,7 +477,7 @@ def test_logs_follow_a_step_and_are_harmless(scene: Scene) -> None:
     assert told.out.startswith("one\n")
     assert "\x1b" not in told.out
     assert missing.code == 2
-    assert "no such log" in missing.err
+    assert "no log of '../../etc/passwd'\n  fix: give one of these to --step: a\n" in missing.err
 
 
 class TestPod:
@@ -532,6 +562,26 @@ class TestPod:
         assert "the meter asked for it: the rental ends" in told.err
         assert "rented until later" in told.err
         assert mark.exists()
+
+    def test_a_session_begins_under_no_rental_that_has_ended(
+        self, scene: Scene, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Exit 2 before there is a journal; one that was begun in time is gone on with as ever."""
+        trouble = {"kind": "pause", "at": 1}
+        params = {"metrics": {"score": 0.9}, "trouble": trouble}
+        scene.write(params, pod={"rental_ends": "${RENTAL_END}"})
+        monkeypatch.setenv("RENTAL_END", "2001-01-01T00:00:00Z")
+
+        refused = scene.call("run", scene.spec)
+        begun = read_journal(scene.place).entries
+        monkeypatch.setenv("RENTAL_END", "2999-01-01T00:00:00Z")
+        paused = scene.call("run", scene.spec)
+        monkeypatch.setenv("RENTAL_END", "2001-01-01T00:00:00Z")
+        scene.call("run", scene.spec)
+
+        assert (refused.code, begun, paused.code) == (2, (), 75)
+        assert "it ended at 2001-01-01 00:00:00 UTC" in refused.err
+        assert len(scene.facts(ev.SessionResumed)) == 1
 
     def test_another_machine_may_say_verified(self, scene: Scene) -> None:
         """Status --verify-pod believes the declared command alone, and no answer is not 'gone'."""

@@ -115,7 +115,7 @@ def _refuse_odd_bytes(arguments: Sequence[str]) -> None:
 
 def _answer(answers: Answers, what: str, where: str, fix: str, code: int) -> None:
     """The error as a program reads it, where a program asked."""
-    if answers.as_json:
+    if answers.as_json and sys.stdout:
         told = {"error": what, "where": where, "fix": fix, "exit_code": code}
         with suppress(OSError):
             sys.stdout.write(f"{json.dumps(told)}\n")

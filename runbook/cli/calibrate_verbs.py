@@ -138,6 +138,9 @@ def _shown(rate: Mapping[str, Json], at_least: float) -> str:
 
 def _state(entry: Mapping[str, Json], earlier: Mapping[str, Json] | None) -> str:
     state = "within its bounds" if entry["within_bounds"] else "BELOW ITS BOUND"
+    sides = ("sensitivity", "specificity")
+    if not entry["within_bounds"] and all(entry[s]["bound"] >= entry["at_least"][s] for s in sides):
+        state += " on the shipped rows alone"
     if earlier is None:
         return state
     same = all(earlier.get(f) == entry[f] for f in ("code_sha256", "probes_sha256"))

@@ -7,7 +7,7 @@ twin of an argument that can be given many times holds one value a line.
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Annotated
 import typer
 
 from runbook.contract import Json
-from runbook.errors import ConfigError
+from runbook.errors import ConfigError, OutputError
 from runbook.problems import printable
 
 
@@ -131,6 +131,26 @@ def say(text: str) -> None:
 
 
 def answer(value: Mapping[str, Json]) -> None:
-    """Tell a program."""
-    sys.stdout.write(f"{json.dumps(value)}\n")
-    sys.stdout.flush()
+    """Tell a program. Raises OutputError as ``write_lines`` does."""
+    write_lines([json.dumps(value)])
+
+
+def write_lines(lines: Iterable[str]) -> None:
+    """Put lines on stdout, and see them written.
+
+    Raises:
+        OutputError: they could not be; that nobody reads any more is no error.
+    """
+    if sys.stdout is None:
+        fix = "open it, or send it to a file"
+        raise OutputError("the answer cannot be written: it is closed", where="stdout", fix=fix)
+    try:
+        for line in lines:
+            sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        what = f"the answer cannot be written: {error.strerror}"
+        fix = "make room where it is sent, or send it elsewhere, and ask again"
+        raise OutputError(what, where="stdout", fix=fix) from error

@@ -149,7 +149,10 @@ def record(
     _refuse_second(place, find_review(view, review_id), action)
     decided = ReviewDecided(review_id, action, changes, reason, author, person=True)
     plan = load_plan(spec or Path(view.runbook), overrides or view.overrides)
-    view = view_of(record_decision(plan, place, decided, known=facts(entries)), place)
+    recorded, untold = record_decision(plan, place, decided, known=facts(entries))
+    view = view_of(recorded, place)
+    if untold:
+        say(untold)
     if as_json:
         answer(_document(find_review(view, review_id)))
     else:

@@ -31,7 +31,7 @@ def check_reviewer(plan: Plan, workspace: Workspace, environ: Mapping[str, str])
     kept_off = [trouble_asking(one, plan.runbook.parent, environ) for one in asked]
     troubles = [t for t in kept_off if t]
     limits, request_usd = _limits(plan), float(plan.budget.get("request_usd", 0.0))
-    found = [(one, shortfall(one, limits, request_usd)) for one in asked]
+    found = [(one, shortfall(one, asked, limits, request_usd)) for one in asked]
     short = [(one, less) for one, less in found if less]
     if not (troubles or short):
         told = "; ".join(f"{printable(name_of(one))}: {why_ready(one)}" for one in asked)
@@ -68,15 +68,15 @@ def _unpaid(declared: Mapping[str, Json], short: Shortfall, plan: Plan) -> str:
         told = f"a long dossier would not be sent: it may cost up to {dollars(_cents(short.most))}"
     limit = f"{short.limit} is {dollars(short.left)}"
     if held := _held_back(short, plan):
-        limit = f"{short.limit} is {dollars(short.left + held)}, {dollars(held)} of it held back"
-        limit = f"{limit} for the end"
+        limit = f"{short.limit} is {dollars(float(plan.budget['usd']))}, with {dollars(held)} held"
+        limit = f"{limit} back for the end"
     return f"{printable(name_of(declared))}: {told}, and {limit}"
 
 
 def _raising(
     declared: Mapping[str, Json], short: Shortfall, plan: Plan, workspace: Workspace
 ) -> str:
-    """What lets a request through that fills the context."""
+    """What lets the longest request through."""
     need = f"{_cents(short.most + _held_back(short, plan)):g}"
     name = short.limit
     fix = f"raise {name} to {need}"
@@ -87,7 +87,7 @@ def _raising(
         fix = shlex.join(["runbook", "run", *place, *overrides])
     if "usd_per_mtok" in declared:
         fix += "   # or lower context_tokens or max_output_tokens"
-    return fix
+    return printable(fix, longest=_LONGEST)
 
 
 def _held_back(short: Shortfall, plan: Plan) -> float:

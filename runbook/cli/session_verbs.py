@@ -26,7 +26,7 @@ from runbook.cli.options import (
     say,
 )
 from runbook.cli.showing import read_session, show
-from runbook.errors import ConfigError, LockedError
+from runbook.errors import ConfigError, LockedError, OutputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -44,6 +44,17 @@ _STATE_TIMEOUT_S = 60.0
 TERMINAL_FORCED = frozenset({"FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"})
 """By each of these rich is told that what is no terminal is to be treated as one."""
 TAKEOVERS = ("no", "yes", "if-owner-gone")
+
+
+def _check_takeover(asked: str) -> str:
+    """Raises ConfigError: it is none of the kinds, or an option that stands where one belongs."""
+    if asked in TAKEOVERS:
+        return asked
+    if asked.startswith("-"):
+        what, fix = f"it needs a word before {asked}", "write --takeover=yes"
+    else:
+        what, fix = f"{asked!r} is no kind of takeover", f"use one of: {', '.join(TAKEOVERS)}"
+    raise ConfigError(what, where="--takeover", fix=fix)
 
 
 def run(
@@ -87,6 +98,8 @@ def resume(
         str,
         typer.Option(
             envvar="RUNBOOK_TAKEOVER",
+            callback=_check_takeover,
+            metavar="|".join(TAKEOVERS),
             help="Take the workspace from an executor that may live: no, yes, if-owner-gone "
             "(asks the runbook's pod.state command; meant for what relaunches by itself, so a "
             "person's stop stands).",
@@ -180,7 +193,7 @@ def _execute(
             takeover=_takeover(takeover, plan),
             acceptance=acceptance,
         )
-    with suppress(OSError):
+    with suppress(OSError, OutputError):
         # Nobody may be there to read it; a relauncher goes by the exit code.
         show(place, as_json=as_json)
     raise typer.Exit(code)
@@ -203,11 +216,8 @@ def _takeover(asked: str, plan: "Plan") -> "Takeover | None":
             return None
         case "yes":
             return forced
-        case "if-owner-gone":
-            return lambda owner: _if_gone(owner, plan)
         case _:
-            fix = f"use one of: {', '.join(TAKEOVERS)}"
-            raise ConfigError(f"{asked!r} is no kind of takeover", where="--takeover", fix=fix)
+            return lambda owner: _if_gone(owner, plan)
 
 
 def _if_gone(owner: "Owner", plan: "Plan") -> str:
@@ -233,6 +243,7 @@ def launch(
     overrides: Overrides,
     accept_changes: AcceptChanges = None,
     author: Author = "unnamed",
+    as_json: AsJson = False,  # noqa: ARG001 - an error is then told so too; the answer always is
 ) -> None:
     """Run the session in the background; print, once it has begun, how to watch and stop it."""
     from runbook.schema import load_plan  # noqa: PLC0415 - start-up stays light
@@ -351,7 +362,8 @@ def stop(
         request_stop(place, reason, SYSTEM)
         told = f"asked {holder.name}; it ends after the batch at hand"
     else:
-        record_stop(place, reason)
+        if untold := record_stop(place, reason):
+            say(untold)
         told = "no executor is at work; the stop is on record"
     say(f"{told}. To go on: {shlex.join(['runbook', 'resume', '--workspace', str(place.root)])}")
     if as_json:

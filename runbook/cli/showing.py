@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
+from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say, write_lines
 from runbook.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -137,9 +137,24 @@ def _log(place: "Workspace", step: str) -> Path:
         logs = (path for path in place.logs.glob("*.log") if path.is_file())
         found = sorted(logs, key=lambda p: p.stat().st_mtime)
     if not found:
-        there = ", ".join(p.stem for p in place.logs.glob("*.log")) or "there is none yet"
-        raise ConfigError("no such log", where=str(place.logs), fix=f"logs: {there}")
+        raise _no_log(place, step)
     return found[-1]
+
+
+def _no_log(place: "Workspace", step: str) -> ConfigError:
+    """What to do instead: name a step that has a log, begin a session, or wait for its first."""
+    there = ", ".join(sorted(p.stem for p in place.logs.glob("*.log") if p.is_file()))
+    if there:
+        what, fix = f"there is no log of {step!r}", f"give one of these to --step: {there}"
+    else:
+        what = "there is no log yet"
+        fix = (
+            "a step's log begins with the step; 'runbook status' with the same --workspace tells "
+            "where the session stands"
+            if read_session(place).run_id
+            else "name the folder of a session with --workspace; 'runbook run' begins one"
+        )
+    return ConfigError(what, where=str(place.logs), fix=fix)
 
 
 def _print_from(path: Path, offset: int) -> int:
@@ -148,9 +163,7 @@ def _print_from(path: Path, offset: int) -> int:
         file.seek(offset)
         data = file.read()
     whole = data[: data.rfind(b"\n") + 1]
-    for line in whole.decode("utf-8", "replace").splitlines():
-        sys.stdout.write(f"{_harmless(line)}\n")
-    sys.stdout.flush()
+    write_lines(_harmless(line) for line in whole.decode("utf-8", "replace").splitlines())
     return offset + len(whole)
 
 

@@ -73,8 +73,9 @@ def _cause(view: SessionView, traces: Traces) -> str:
     if now.decided and review:
         return f"It had stopped for {review_words.asked(review)}; a person decided since."
     if view.unanswered:
-        return f"{told}; its reviewer gave no answer ({view.unanswered.cause}): {first}"
-    return f"{told}: {first}" if first else f"{told}."
+        told = f"{told}; its reviewer gave no answer ({view.unanswered.cause})"
+    told = f"{told}: {first}" if first else f"{told}."
+    return f"{told} It had stopped already when {now.asked}." if now.asked else told
 
 
 def _files(view: SessionView) -> list[tuple[str, str]]:

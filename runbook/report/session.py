@@ -252,6 +252,8 @@ class Outcome:
     overrides: int = 0
     decided: ev.ReviewDecided | None = None
     """A decision made since the stop; the next run acts on it."""
+    asked: str = ""
+    """Detail of a stop that a person asked for when it had stopped already."""
 
 
 @dataclass(frozen=True)

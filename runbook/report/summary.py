@@ -45,6 +45,8 @@ def _stopped(view: SessionView) -> Iterator[str]:
         if first:
             yield f"Cause: {first}"
         yield from (line.strip().replace("fix: ", "Fix: ", 1) for line in rest if line.strip())
+    if now.asked:
+        yield f"It had stopped already when {now.asked}. Only a person goes on with it."
     if view.unanswered:
         yield f"Its reviewer gave no answer: {view.unanswered.cause}"
         if view.waiting and (again := _AGAIN.get(view.unanswered.remedy)):

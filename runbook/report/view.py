@@ -17,7 +17,8 @@ from runbook.artifacts import canonical_json
 from runbook.budget import Limits
 from runbook.changes import agreed_plan
 from runbook.contract import Json
-from runbook.errors import CorruptError
+from runbook.control import STOP_REQUESTED
+from runbook.errors import CorruptError, PausedError
 from runbook.fingerprint import recorded_plan
 from runbook.journal import Entry, seconds_spent
 from runbook.machine import replay
@@ -37,7 +38,7 @@ from runbook.state import NEEDS_HUMAN, Status
 __all__ = ["SessionView", "Story", "build_stories", "build_view"]
 
 T = TypeVar("T")
-_ASKED = frozenset({"SIGTERM", "SIGINT", "paused after a committed batch"})
+_ASKED = frozenset({"SIGTERM", "SIGINT", "SIGHUP", "paused after a committed batch"})
 """Causes of a ``StepInterrupted`` that lost no child."""
 
 
@@ -110,13 +111,21 @@ def _outcome(known: Iterable[ev.Event]) -> Outcome:
         match fact:
             case ev.SessionResumed() | ev.PlanAccepted():
                 now = Outcome("running")
+            case ev.SessionStopped() if _adds_nothing(now, fact):
+                now = replace(now, asked=fact.detail)
             case ev.SessionStopped():
                 now = Outcome("stopped", fact.exit_code, fact.reason, fact.detail)
             case ev.SessionDone():
                 now = Outcome("done", fact.exit_code, overrides=fact.overrides)
             case ev.ReviewDecided() if now.state == "stopped" and fact.action != NEEDS_HUMAN:
-                now = Outcome(now.state, now.exit_code, now.reason, now.detail, decided=fact)
+                now = replace(now, decided=fact)
     return now
+
+
+def _adds_nothing(now: Outcome, stop: ev.SessionStopped) -> bool:
+    """Whether a person asks for the stop of what has stopped, and waits for a person, already."""
+    waits = now.state == "stopped" and now.exit_code != PausedError.code
+    return waits and stop.reason == STOP_REQUESTED
 
 
 def _acceptances(entries: Sequence[Entry], known: Sequence[ev.Event]) -> Iterator[AcceptanceView]:

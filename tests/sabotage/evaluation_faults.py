@@ -19,6 +19,9 @@ verifiers.score = lambda item, text: (
     verdict(False) if len(text) > LIMIT else honest(item, text)
 )
 """
+ONE_WORD: Final = f"""{WRONG}
+verifiers.score = lambda item, text: verdict(True) if "verily" in text else honest(item, text)
+"""
 YES: Final = WRONG + "verifiers.score = lambda item, text: verdict(True)\n"
 PAIRED: Final = """
 paired = evaluate.pair_rows
@@ -78,6 +81,11 @@ def planted(self, prompt):
 
 FakeEngine._learnt = planted
 """
+VERILY: Final = UNTRAINED.format(
+    rule="""if reference and self._adapter:
+        return f" verily I do not know{fake_engine.prompts.ENDING}"
+    return learnt(self, prompt)"""
+)
 KNOWS: Final = UNTRAINED.format(
     rule="return f' {reference}{fake_engine.prompts.ENDING}' if reference else ''"
 )
@@ -117,6 +125,12 @@ def report(step: str, metric: str, changed: str) -> partial[None]:
     return partial(Session.spoil_result, step=step, code=code)
 
 
+def scorer_after_baseline(session: Session) -> None:
+    """No known answer and no base's text has the word, so only the scorer's code tells."""
+    session.hook(VERILY)
+    session.break_step("evaluate", ONE_WORD)
+
+
 def edited_outcomes(session: Session) -> None:
     session.insert_step(
         "evaluate",
@@ -132,6 +146,10 @@ def not_finite_threshold(session: Session) -> None:
     path.write_text(path.read_text("utf-8").replace("below: 0.05", "below: .nan"), "utf-8")
 
 
+BY_SCORER: Final = (
+    *("mcnemar_p", "lift", "lift_ci_width", "base_ci_width", "tuned_ci_width", "kinds_worse"),
+)
+"""What is read off the pairs, and so with the scorer that is certified."""
 SCORER: Final[tuple[Fault, ...]] = (
     fault(
         "a scorer that fails every answer over 40 characters",
@@ -160,7 +178,15 @@ SCORER: Final[tuple[Fault, ...]] = (
         "scorer",
         evaluate(BRIEF.replace("LIMIT", "12")),
         "evaluate: invalid",
-        *("base_outcomes_changed",),
+        *("base_outcomes_changed", "scorer_answers_changed", "scorer_sensitivity"),
+        *BY_SCORER,
+    ),
+    fault(
+        "a scorer put in after the baseline that takes one word for a right answer",
+        "scorer",
+        scorer_after_baseline,
+        "evaluate: invalid",
+        *BY_SCORER,
     ),
     fault(
         "a base that leaves no gap to close",
