@@ -2,9 +2,10 @@
 
 Rule: nothing passes by default. A metric that is missing, empty, not finite, inconsistent or read
 from an instrument that failed its own check is ``invalid``, and so is a control that does not hold:
-it says that the measurement is wrong, not what was measured. A rate passes when its one-sided 95 % Wilson bound clears the threshold, or, where the sample cannot grow
-any more, by the criterion's declared rule, marked thin; judged by its point alone it is
-``invalid``. So is what a criterion asks for that cannot be judged.
+it says that the measurement is wrong, not what was measured. A rate passes when its one-sided 95 %
+Wilson bound clears the threshold, or, where the sample cannot grow any more, by the criterion's
+declared rule, marked thin; judged by its point alone it is ``invalid``, and so is what is held
+against a criterion that cannot be judged.
 """
 
 import math

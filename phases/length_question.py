@@ -37,7 +37,8 @@ def length_question(rows: Sequence[Row], remains: float) -> str:
         f"The lift is {whole:+.3f} over {len(rows)} pairs ({_rates(rows)}). Among the {len(alike)} "
         f"pairs whose responses are of like length {found}{thin}. The tuned response is the "
         f"shorter one in {shorter} pairs. Is the gain more than a change of length? proceed "
-        "where the rows show that the instruction is followed better; else stop, or leave it to a person."
+        "where the rows show that the instruction is followed better; else stop, or leave "
+        "it to a person."
     )
 
 

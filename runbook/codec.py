@@ -17,6 +17,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from runbook.contract import Json
 
 T = TypeVar("T")
+_LARGEST = 2**63 - 1
 
 
 def encode(value: Any) -> Json:
@@ -108,3 +109,5 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _require(kind: type, value: Json, where: str) -> None:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where}: expected {kind.__name__}, found {value!r:.60}")
+    if kind is int and abs(value) > _LARGEST:
+        raise ValueError(f"{where}: a whole number beyond 64 bits is no count")

@@ -201,7 +201,7 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
 
     Params: ``batches``, ``rows``, ``sleep`` (seconds a batch), ``metrics`` (name -> value, or a
     list with one value an attempt, or a mapping of ``Metric`` fields, where ``n_per_batch`` stands
-    for an n that grows; the rows are their evidence), ``trouble`` (``kind``: kill,
+    for an n that grows), ``trouble`` (``kind``: kill,
     exit, raise or pause; ``at``: the batch before whose commit it comes; ``times``; ``error``: a
     class of ``runbook.errors``), ``question`` (the step's own), ``certificate`` (true: it leaves
     one, as a step that calibrates does), ``flagged`` (rows behind its worst readings).
@@ -221,11 +221,9 @@ def fake_phase(request: PhaseRequest) -> PhaseResult:
         artifacts.write_json(made["certificate"], {"made_by_attempt": request.attempt})
     artifacts.complete_directory(request.output)
     metrics = request.params.get("metrics", {})
-    evidence = dataset.relative_to(request.workspace).as_posix()
     return PhaseResult(
         metrics=tuple(
-            _metric(name, value, request.attempt, count, evidence)
-            for name, value in metrics.items()
+            _metric(name, value, request.attempt, count) for name, value in metrics.items()
         ),
         artifacts=tuple(
             artifacts.describe(name, path, request.workspace) for name, path in made.items()
@@ -293,16 +291,12 @@ def _trouble(request: PhaseRequest, index: int) -> None:
             raise kind("the fake step was told to fail", where=request.step, fix="tell it not to")
 
 
-def _metric(name: str, value: Json, attempt: int, batches: int, evidence: str) -> Metric:
+def _metric(name: str, value: Json, attempt: int, batches: int) -> Metric:
     if isinstance(value, list):
         value = value[min(attempt, len(value)) - 1]
     if isinstance(value, Mapping):
-        fields = {
-            "evidence": evidence,
-            **value,
-            "instrument": Instrument(value.get("instrument", "ok")),
-        }
+        fields = {**value, "instrument": Instrument(value.get("instrument", "ok"))}
         if "n_per_batch" in fields:
             fields["n"] = fields.pop("n_per_batch") * batches
         return Metric(name=name, **fields)
-    return Metric(name, value, evidence=evidence)
+    return Metric(name, value)

@@ -311,14 +311,16 @@ def test_a_cause_holds_nothing_a_chat_would_make_more_of(
     """A link, a mention or a format that a server or a model wrote arrives as plain words."""
     step = make_step("a", gate=GATE, params=FAILING, review_after=1)
     plan = notified(step, reviewer={"provider": "openai"})
-    hostile = "HTTP 400: [pay](https://evil/x) <http://evil|here> <@U1> @all **now** `x` _y_ www.evil.com :z: \\#1"
+    hostile = "HTTP 400: [pay](https://evil/x) <http://evil|here> <@U1> @all **now** "
+    hostile += "`x` _y_ www.evil.com :z: \\#1"
 
     assert run(plan, workspace, reviewer=silent(hostile)) == 3
 
     lines = messages(server, "human needed: review")
     (line,) = [line for line in lines if line.startswith("why there is no answer: ")]
     told = " ".join(line.split(": ", 1)[1].split())
-    assert told == "HTTP 400: [pay] https: evil x http: evil here U1 all now x y www. evil. com : z: 1"
+    plain = "HTTP 400: [pay] https: evil x http: evil here U1 all now x y"
+    assert told == f"{plain} www. evil. com : z: 1"
 
 
 @pytest.mark.parametrize("before", [0, 190, 198])

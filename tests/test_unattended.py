@@ -1,6 +1,7 @@
 """A session that nobody watches: launched, shown, stopped, resumed, its pod stopped at the end."""
 
 import json
+import math
 import os
 import pty
 import re
@@ -10,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -61,6 +63,9 @@ class Scene:
 
     def facts(self, kind: type[ev.Event]) -> list[Any]:
         return [f for f in facts(read_entries(self.place)) if isinstance(f, kind)]
+
+    def has_more_than(self, number: int, kind: type[ev.Event]) -> bool:
+        return len(self.facts(kind)) > number
 
     def meter(self) -> MeterRecord:
         """What the newest meter shows of itself, once it does."""
@@ -392,6 +397,8 @@ def test_after_a_signal_the_wish_is_looked_up_at_once(tmp_path: Path) -> None:
     assert (halt.value.reason, halt.value.exit_code) == (STOP_REQUESTED, 3)
 
 
+TURNS = 3
+"""Other work may make a machine slow once; what waits for its child is slow each time."""
 SLOW_TO_LEAVE = """
 import atexit, time
 from runbook.testing import fake_phase
@@ -410,20 +417,28 @@ def test_a_signal_ends_the_session_in_time_whatever_its_child_does(scene: Scene,
     document = json.loads(scene.spec.read_text())
     document["phases"][0]["steps"][0]["function"] = "slow_to_leave:run"
     scene.spec.write_text(json.dumps(document))
-    record = scene.launch()
-    until(lambda: scene.facts(ev.StepStarted if fail else ev.BatchCommitted))
+    took = math.inf
+    for _ in range(TURNS):
+        kind, known = ev.StepStarted if fail else ev.BatchCommitted, len(scene.facts(ev.Event))
+        seen = len(scene.facts(kind))
+        record = scene.launch()
+        until(partial(scene.has_more_than, seen, kind))
 
-    begin = time.monotonic()
-    os.kill(record["pid"], signal.SIGTERM)
-    _, status = os.waitpid(record["pid"], 0)
-    took = time.monotonic() - begin
+        begin = time.monotonic()
+        os.kill(record["pid"], signal.SIGTERM)
+        _, status = os.waitpid(record["pid"], 0)
+        took = min(took, time.monotonic() - begin)
 
-    assert os.waitstatus_to_exitcode(status) == 75
+        assert os.waitstatus_to_exitcode(status) == 75
+        since = scene.facts(ev.Event)[known:]
+        if fail:
+            assert any("late" in f.error for f in since if isinstance(f, ev.StepFailed))
+        else:
+            assert sum(isinstance(f, ev.BatchCommitted) for f in since) == 2
+        if took < 4.0:
+            break
+
     assert took < 4.0
-    if fail:
-        assert "late" in scene.facts(ev.StepFailed)[0].error
-    else:
-        assert len(scene.facts(ev.BatchCommitted)) == 2
 
 
 def dead(pid: int) -> bool:
