@@ -109,5 +109,5 @@ def _hints(kind: Any) -> dict[str, Any]:
 def _require(kind: type, value: Json, where: str) -> None:
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         raise TypeError(f"{where}: expected {kind.__name__}, found {value!r:.60}")
-    if kind is int and abs(value) > _LARGEST:
+    if kind is int and isinstance(value, int) and abs(value) > _LARGEST:
         raise ValueError(f"{where}: a whole number beyond 64 bits is no count")
