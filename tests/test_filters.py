@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_kill_phases import DERIVED
 
-from gates import confounds, controls, instruments, significance
+from gates import confounds, controls, instruments, scorer, significance
 from gates.judge import judge_gate
 from gates.stats import auc, auc_bound
 from phases import calibration, filters, likelihood, prompts
@@ -448,9 +448,10 @@ def test_what_the_gate_derives_is_what_the_steps_promise(tmp_path: Path) -> None
     known, _ = instruments.derive(found, tmp_path)
     assert {m.name for m in known} - {m.name for m in found} == DERIVED["calibration"]
     paired = Metric(significance.PAIRED, 1.0, n=1, evidence="p.jsonl")
-    named = (paired, *(Metric(name, 1.0) for name in (controls.FLIPS, confounds.VARIANTS)))
+    bare = (controls.FLIPS, confounds.VARIANTS, scorer.SCORED)
+    named = (paired, *(Metric(name, 1.0) for name in bare))
     known = named
-    for derive in (significance.derive, controls.derive, confounds.derive):
+    for derive in (significance.derive, controls.derive, confounds.derive, scorer.derive):
         known, _ = derive(known, tmp_path)
     assert {m.name for m in known} - {m.name for m in named} == DERIVED["evaluate"]
 
