@@ -7,6 +7,7 @@ import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import typer
@@ -15,6 +16,7 @@ from test_report import HOSTILE, entries_of, judged, ran, result, started
 
 from runbook import events as ev
 from runbook.cli import app
+from runbook.cli.diagnose_verb import examine
 from runbook.contract import Criterion, Gate, Json, Range, Verdict
 from runbook.control import Heartbeat
 from runbook.errors import PhaseError
@@ -466,6 +468,20 @@ def test_an_executor_that_is_gone_without_a_stop_is_told() -> None:
     assert diagnosis.headline == "test: not at work: its executor is gone"
     assert "ended without a word" in diagnosis.cause
     assert diagnosis.fixes[0].command.startswith("runbook run ")
+
+
+@pytest.mark.parametrize(("free", "cause"), [(1 << 15, "is full"), (1 << 30, "without a word")])
+def test_a_full_volume_is_the_cause_where_no_word_could_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, cause: str
+) -> None:
+    """What is in the way now is told, and to make room comes first."""
+    monkeypatch.setattr("shutil.disk_usage", lambda _: Mock(free=free))
+    view = build_view(entries_of(started(make_gated()), *ran("a")))
+
+    diagnosis = examine(Workspace(tmp_path), view, Sight(alive=False))
+
+    assert cause in diagnosis.cause
+    assert diagnosis.fixes[0].why.startswith("Free space") == ("full" in cause)
 
 
 def test_a_workspace_without_a_session_is_told(tmp_path: Path, capfd: Capture) -> None:

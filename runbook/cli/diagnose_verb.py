@@ -1,5 +1,7 @@
 """The verb ``diagnose``: why a session does not go on, and what to do. It changes nothing."""
 
+import shutil
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from runbook.cli.options import WORKSPACE, AsJson, Folder, answer, say
@@ -12,6 +14,9 @@ if TYPE_CHECKING:
     from runbook.report.session import SessionView
     from runbook.report.status import Sight
     from runbook.workspace import Workspace
+
+_LEAST_ROOM = 1 << 16
+"""Bytes without which a journal takes hardly a line."""
 
 
 def diagnose(*, workspace: Folder = WORKSPACE, as_json: AsJson = False) -> None:
@@ -67,4 +72,7 @@ def _traces(place: "Workspace", view: "SessionView", sight: "Sight") -> "Traces"
 
     review = review_of(view)
     folder = read_folder(place.inside(review.path)) if review else Folder()
-    return Traces(folder, log_tail(place, broken(view)), sight)
+    is_full = False
+    with suppress(OSError):
+        is_full = shutil.disk_usage(place.root).free < _LEAST_ROOM
+    return Traces(folder, log_tail(place, broken(view)), sight, is_full)

@@ -41,7 +41,7 @@ def diagnose(view: SessionView, root: Path, traces: Traces) -> Diagnosis:
         files=tuple((label, str(root / path)) for label, path in _files(view)),
         safe=outcome.safe(view),
         cost=outcome.cost(view),
-        fixes=fixes.likeliest(view, root, traces.sight),
+        fixes=fixes.likeliest(view, root, traces),
     )
 
 
@@ -56,6 +56,8 @@ def _headline(view: SessionView, sight: Sight) -> str:
 def _cause(view: SessionView, traces: Traces) -> str:
     now, sight, review = view.outcome, traces.sight, view.deciding
     match now.state:
+        case "running" if sight.alive is False and traces.is_full:
+            return "The volume is full: the executor ended, and its last word found no room."
         case "running" if sight.alive is False:
             return "The executor ended without a word, as after a kill or a loss of power."
         case "running" if sight.alive is None:

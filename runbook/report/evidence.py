@@ -29,6 +29,8 @@ class Traces:
     log: str = ""
     """The end of the log that ``reading.broken`` names."""
     sight: Sight = _NO_SIGHT
+    is_full: bool = False
+    """Whether the volume takes no more now."""
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from runbook.report import commands, reading, review_fixes, spending
 from runbook.report.commands import NextStep
+from runbook.report.evidence import Traces
 from runbook.report.session import SessionView
-from runbook.report.status import Sight
 from runbook.state import ALLOWED
 
 _MOST = 3
@@ -114,18 +114,18 @@ _WAYS: Mapping[str, tuple[tuple[str, str], ...]] = {
 """What a session came to -> why, and which command of ``_command``; the likeliest first."""
 
 
-def likeliest(view: SessionView, root: Path, sight: Sight) -> tuple[NextStep, ...]:
+def likeliest(view: SessionView, root: Path, traces: Traces) -> tuple[NextStep, ...]:
     """Three at most, the likeliest first; none where nothing is wrong."""
-    return tuple(islice(_fixes(view, root, sight), _MOST))
+    return tuple(islice(_fixes(view, root, traces), _MOST))
 
 
-def _fixes(view: SessionView, root: Path, sight: Sight) -> Iterator[NextStep]:
+def _fixes(view: SessionView, root: Path, traces: Traces) -> Iterator[NextStep]:
     now = view.outcome
     match now.state:
         case "none" | "done":
             return
         case "running":
-            yield from _ways(view, root, _not_stopped(sight))
+            yield from _ways(view, root, _not_stopped(traces))
         case _ if view.waiting:
             yield from review_fixes.waiting(view, root, view.waiting)
         case _ if now.decided and now.decided.action != "stop":
@@ -137,11 +137,12 @@ def _fixes(view: SessionView, root: Path, sight: Sight) -> Iterator[NextStep]:
             yield from _ways(view, root, stopped_by(view))
 
 
-def _not_stopped(sight: Sight) -> str:
+def _not_stopped(traces: Traces) -> str:
+    sight = traces.sight
     if sight.alive is None:
         return "elsewhere"
     if not sight.alive:
-        return "gone"
+        return "storage" if traces.is_full else "gone"
     return "silent" if sight.silent else "at work"
 
 
