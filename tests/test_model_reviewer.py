@@ -24,7 +24,7 @@ from agent import review_files
 from agent.answer import NOTE_LIMIT, NOTES_LIMIT, REASON_LIMIT, answer_schema
 from agent.dossier import estimate_tokens
 from agent.model_reviewer import reviewer
-from agent.provider import OVERHEAD_TOKENS, Served
+from agent.provider import OVERHEAD_TOKENS, QUOTED_TOKENS, Served
 from agent.scripted_server import (
     Says,
     ScriptedServer,
@@ -452,7 +452,7 @@ class TestRepaired:
             body = server.received[-1].body
         quoted = body.get("input", body.get("messages"))[1]["content"]
         assert quoted.startswith("\\ud800\\x1bxxx")
-        assert len(quoted) == 8000
+        assert estimate_tokens(quoted) == QUOTED_TOKENS
 
     @pytest.mark.parametrize("said", ["{'a': 1} [%$] 0.12345 " * 400, text(action="\u20ac" * 900)])
     def test_it_fits_the_context(self, request_: ReviewRequest, name: str, said: str) -> None:
